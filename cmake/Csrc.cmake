@@ -1,0 +1,24 @@
+# The rooms of csrc/, each a static library; see docs/architecture.md for who knows whom.
+
+function(mesh_room name)
+    file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/csrc/${name}/*.cpp)
+    add_library(mesh_${name} STATIC ${sources})
+    target_include_directories(mesh_${name} PUBLIC ${CMAKE_SOURCE_DIR}/csrc)
+    target_compile_options(mesh_${name} PRIVATE -Wall -Wextra -Werror)
+    target_link_libraries(mesh_${name} PUBLIC ${ARGN})
+endfunction()
+
+mesh_room(wire)
+mesh_room(channel mesh_wire)
+mesh_room(gguf ggml-base)
+mesh_room(compute ggml ggml-base)
+mesh_room(server mesh_wire mesh_channel mesh_gguf mesh_compute ggml ggml-base ggml-cpu Threads::Threads)
+
+file(GLOB backend_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/csrc/backend/*.cpp)
+add_library(ggml-mesh MODULE ${backend_sources})
+set_target_properties(ggml-mesh PROPERTIES PREFIX "lib" SUFFIX ${CMAKE_SHARED_LIBRARY_SUFFIX})
+target_compile_options(ggml-mesh PRIVATE -Wall -Wextra -Werror)
+target_link_libraries(ggml-mesh PRIVATE mesh_wire mesh_channel mesh_gguf mesh_compute ggml ggml-base nlohmann_json)
+
+add_executable(mesh-llm-leash ${CMAKE_SOURCE_DIR}/csrc/leash/leash.cpp)
+target_compile_options(mesh-llm-leash PRIVATE -Wall -Wextra -Werror)

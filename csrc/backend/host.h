@@ -1,0 +1,24 @@
+// HOST: the host's own device in a thin wrapper, the last in the order, so that logits stay here.
+//
+// ggml copies the last stage's result to a plain device with a function that cannot fail. The wrapper takes it
+// asynchronously and waits inside graph_compute, where a lost stage can be reported (docs/architecture.md).
+#pragma once
+
+#include "backend/stage.h"
+
+namespace meshllm::backend {
+
+struct Host {
+    ggml_backend_dev_t inner = nullptr; // the device that is wrapped
+    ggml_backend_device device{};
+    std::vector<StageLink *> links;     // of all stages
+};
+
+/// Throws std::runtime_error when ggml has no device of that name.
+void make_host_device(Host & host, const std::string & inner_name, ggml_backend_reg_t reg);
+
+/// ggml_backend_set_n_threads and ggml_backend_dev_get_extra_bufts for our devices.
+void set_n_threads(ggml_backend_t backend, int n_threads);
+ggml_backend_buffer_type_t * extra_buffer_types(ggml_backend_dev_t device);
+
+} // namespace meshllm::backend

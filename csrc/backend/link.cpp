@@ -1,0 +1,215 @@
+#include "backend/link.h"
+
+#include <ggml-impl.h>
+#include <ggml.h>
+
+#include <chrono>
+#include <poll.h>
+
+namespace meshllm::backend {
+
+namespace {
+
+constexpr size_t gather_limit = 64 << 10; // frames gathered before they are handed over anyway
+constexpr size_t copy_limit = 32 << 10;   // larger bodies are sent from where they lie
+
+template <class T>
+T stock_call(channel::Stream & stream, wire::Command command, wire::ByteView payload) {
+    return wire::exactly<T>(channel::call(stream, command, payload));
+}
+
+wire::DeviceInfo stock_device(channel::Stream & stream, uint32_t index) {
+    using wire::Command;
+    if (index >= stock_call<uint32_t>(stream, Command::device_count, {})) {
+        throw ProtocolError("the server has no device " + std::to_string(index));
+    }
+    wire::DeviceInfo info;
+    info.name = "RPC" + std::to_string(index);
+    info.description = "stock ggml-rpc-server";
+    info.alloc_rule = wire::AllocRule::ask;
+    info.alignment = stock_call<uint64_t>(stream, Command::get_alignment, wire::view_of(index));
+    info.max_size = stock_call<uint64_t>(stream, Command::get_max_size, wire::view_of(index));
+    const auto memory = stock_call<wire::DeviceMemory>(stream, Command::get_device_memory, wire::view_of(index));
+    info.memory_free = memory.free;
+    info.memory_total = memory.total;
+    return info;
+}
+
+} // namespace
+
+StageLink::StageLink(std::string label, StageConfig config, CountersFile & file, size_t index)
+    : label_(std::move(label)), config_(std::move(config)), file_(file), counters_(file.stage(index)) {}
+
+void StageLink::connect(double timeout_s) {
+    channel::Stream stream = channel::Stream::connect(config_.address, timeout_s);
+    stream.set_read_timeout(timeout_s);
+    mesh_ = channel::stock_hello(stream);
+    if (mesh_) {
+        const wire::MeshHelloReply hello = channel::mesh_hello(stream, ggml_version());
+        if (config_.device >= hello.devices.size()) {
+            throw ProtocolError("the server has no device " + std::to_string(config_.device));
+        }
+        device_ = hello.devices[config_.device];
+        session_key_ = hello.session_key;
+        graph_slots_ = std::min(hello.graph_slots, wire::max_graph_slots);
+        models_ = hello.models;
+    } else {
+        device_ = stock_device(stream, config_.device);
+        graph_slots_ = 1;
+    }
+    stream_.emplace(std::move(stream));
+}
+
+bool StageLink::has_model(const wire::Fingerprint & fingerprint) const {
+    return std::ranges::find(models_, fingerprint) != models_.end();
+}
+
+bool StageLink::guarded(const std::function<void()> & work) {
+    std::lock_guard lock(mutex_);
+    if (lost_) {
+        return false;
+    }
+    try {
+        work();
+        return true;
+    } catch (const std::exception & e) {
+        mark_lost(e.what());
+        return false;
+    }
+}
+
+void StageLink::mark_lost(const std::string & why) {
+    lost_ = true;
+    why_ = why;
+    const std::string line = label_ + " (" + config_.name + ") is lost: " + why;
+    GGML_LOG_ERROR("mesh-llm: %s\n", line.c_str());
+    counters_.lost = 1;
+    file_.set_error(line);
+    file_.set_state(State::lost);
+    pending_.clear();
+    out_.clear();
+    stream_.reset(); // the server frees what we held
+}
+
+void StageLink::send(wire::Command command, wire::ByteView head, wire::ByteView body) {
+    wire::Writer w(out_);
+    w.put(command);
+    w.put(uint64_t(head.size() + body.size()));
+    w.bytes(head);
+    counters_.frames_sent++;
+    counters_.bytes_sent += wire::header_size + head.size() + body.size();
+    if (body.size() <= copy_limit) {
+        w.bytes(body);
+    } else {
+        flush();
+        exchange(body, false, 0);
+    }
+    if (out_.size() >= gather_limit) {
+        flush();
+    }
+}
+
+void StageLink::flush() {
+    wire::ByteView rest(out_);
+    exchange(rest, false, 0);
+    out_.clear();
+}
+
+void StageLink::request_into(wire::Command command, wire::ByteView payload, void * out, size_t size) {
+    send(command, payload);
+    pending_.push_back({static_cast<uint8_t *>(out), size});
+    requested_++;
+}
+
+void StageLink::wait() { wait_for(requested_); }
+
+void StageLink::wait_for(uint64_t ticket) {
+    if (completed_ >= ticket) {
+        return;
+    }
+    flush();
+    read_replies();
+    if (completed_ >= ticket) {
+        return;
+    }
+    const auto begin = std::chrono::steady_clock::now();
+    wire::ByteView nothing;
+    exchange(nothing, true, ticket);
+    counters_.blocking_waits++;
+    counters_.wait_ns += static_cast<uint64_t>(
+        std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - begin).count());
+}
+
+// Sends all of `out` and reads replies meanwhile; with `until_replied` goes on until `ticket` is completed.
+void StageLink::exchange(wire::ByteView & out, bool until_replied, uint64_t ticket) {
+    while (!out.empty() || (until_replied && completed_ < ticket)) {
+        if (!out.empty()) {
+            out = out.subspan(stream_->write_some(out));
+            if (out.empty()) {
+                continue;
+            }
+        }
+        pollfd p{stream_->fd(), static_cast<short>((out.empty() ? 0 : POLLOUT) | (pending_.empty() ? 0 : POLLIN)), 0};
+        ::poll(&p, 1, -1); // a machine that died silently ends the wait by the socket's own probes
+        if (!pending_.empty()) {
+            read_replies();
+        }
+    }
+}
+
+void StageLink::read_replies() {
+    while (!pending_.empty()) {
+        if (head_have_ < sizeof(head_)) {
+            const size_t n = stream_->read_some({head_ + head_have_, sizeof(head_) - head_have_});
+            head_have_ += n;
+            if (n == 0) {
+                return;
+            }
+            if (head_have_ == sizeof(head_)) {
+                begin_reply();
+            }
+            continue;
+        }
+        Pending & p = pending_.front();
+        uint8_t * out = error_ ? error_->data() : p.out;
+        const size_t size = error_ ? error_->size() : p.size;
+        if (body_have_ < size) {
+            const size_t n = stream_->read_some({out + body_have_, size - body_have_});
+            body_have_ += n;
+            if (n == 0) {
+                return;
+            }
+        }
+        if (body_have_ == size) {
+            if (error_) {
+                throw ProtocolError(std::string(error_->begin(), error_->end()));
+            }
+            counters_.frames_received++;
+            counters_.bytes_received += sizeof(head_) + size;
+            pending_.pop_front();
+            completed_++;
+            head_have_ = body_have_ = 0;
+        }
+    }
+}
+
+void StageLink::begin_reply() {
+    uint64_t size;
+    std::memcpy(&size, head_, sizeof(size));
+    if (mesh_ && (size & wire::reply_error_bit)) {
+        error_.emplace(std::min<uint64_t>(size & ~wire::reply_error_bit, wire::max_error_text));
+    } else if (size != pending_.front().size) {
+        throw ProtocolError("the server's answer has another size than was asked for");
+    }
+}
+
+uint64_t StageLink::base_of(uint64_t buffer) const {
+    if (const auto known = bases_.find(buffer); known != bases_.end()) {
+        return known->second;
+    }
+    auto * self = const_cast<StageLink *>(this);
+    const auto base = self->call<uint64_t>(wire::Command::buffer_get_base, wire::view_of(buffer));
+    return bases_[buffer] = base;
+}
+
+} // namespace meshllm::backend

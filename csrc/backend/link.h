@@ -1,0 +1,103 @@
+// The host's end of one stage: frames out, replies in, and the only place that waits for the network.
+//
+// Nothing here starts a thread. Frames are gathered and handed to the kernel when a graph is to run; while the
+// kernel takes no more, replies are read meanwhile, so two full sockets cannot block each other. A reply is awaited
+// only by wait(): that is the blocking wait that is counted.
+#pragma once
+
+#include "backend/config.h"
+#include "backend/counters.h"
+#include "channel/handshake.h"
+#include "wire/graph.h"
+
+#include <deque>
+#include <functional>
+#include <mutex>
+#include <optional>
+#include <unordered_map>
+
+namespace meshllm::backend {
+
+class StageLink : public wire::AddressMap {
+  public:
+    StageLink(std::string label, StageConfig config, CountersFile & file, size_t index);
+
+    /// Throws in words when the server cannot be reached or does not fit.
+    void connect(double timeout_s);
+
+    const std::string & label() const { return label_; } // "STAGE0"
+    const StageConfig & config() const { return config_; }
+    bool mesh() const { return mesh_; } // else a stock ggml-rpc-server
+    const wire::DeviceInfo & device() const { return device_; }
+    const wire::Key & session_key() const { return session_key_; }
+    uint32_t graph_slots() const { return graph_slots_; }
+    bool has_model(const wire::Fingerprint & fingerprint) const;
+    bool lost() const { return lost_; }
+    StageCounters & counters() { return counters_; }
+    std::recursive_mutex & mutex() { return mutex_; }
+
+    /// Runs `work` under the lock. When it throws, the stage is lost: that is logged once, and false returned, now and
+    /// at every later call.
+    bool guarded(const std::function<void()> & work);
+
+    // All below throw TransportError or ProtocolError; call them inside guarded().
+
+    /// A command without a reply; `body` is copied or sent before this returns.
+    void send(wire::Command command, wire::ByteView head, wire::ByteView body = {});
+    /// Hands everything gathered to the kernel.
+    void flush();
+    /// A command whose reply of exactly `size` bytes goes to `out` by the next wait().
+    void request_into(wire::Command command, wire::ByteView payload, void * out, size_t size);
+    /// Waits for all replies that were requested.
+    void wait();
+    /// Waits for the replies requested before `ticket()` had this value.
+    void wait_for(uint64_t ticket);
+    uint64_t ticket() const { return requested_; }
+
+    /// request_into and wait, for a reply that is one packed structure.
+    template <class Reply>
+    Reply call(wire::Command command, wire::ByteView payload) {
+        Reply reply;
+        request_into(command, payload, &reply, sizeof(reply));
+        wait();
+        return reply;
+    }
+
+    /// Where a stock address of `buffer` begins; asked once.
+    uint64_t base_of(uint64_t buffer) const override;
+    void forget_base(uint64_t buffer) { bases_.erase(buffer); }
+
+  private:
+    struct Pending {
+        uint8_t * out;
+        size_t size;
+    };
+    void mark_lost(const std::string & why);
+    void check_alive() const;
+    void exchange(wire::ByteView & out, bool until_replied, uint64_t ticket);
+    void read_replies();
+    void begin_reply();
+
+    const std::string label_;
+    const StageConfig config_;
+    CountersFile & file_;
+    StageCounters & counters_;
+    std::recursive_mutex mutex_;
+    std::optional<channel::Stream> stream_;
+    bool mesh_ = false, lost_ = false;
+    std::string why_;
+    wire::DeviceInfo device_;
+    wire::Key session_key_{};
+    uint32_t graph_slots_ = 0;
+    std::vector<wire::Fingerprint> models_;
+
+    wire::Bytes out_; // gathered frames
+    std::deque<Pending> pending_;
+    uint64_t requested_ = 0, completed_ = 0;
+    uint8_t head_[sizeof(uint64_t)]; // of the reply being read
+    size_t head_have_ = 0, body_have_ = 0;
+    std::optional<wire::Bytes> error_; // text of an error reply being read
+    mutable std::unordered_map<uint64_t, uint64_t> bases_;
+};
+
+} // namespace meshllm::backend

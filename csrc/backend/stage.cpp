@@ -1,0 +1,327 @@
+#include "backend/stage.h"
+
+#include <ggml-impl.h>
+
+#include <algorithm>
+#include <atomic>
+
+namespace meshllm::backend {
+
+namespace {
+
+Stage & device_stage(ggml_backend_dev_t device) { return *static_cast<Stage *>(device->context); }
+
+ggml_guid_t stage_guid() {
+    static ggml_guid guid = {'m', 'e', 's', 'h', '-', 'l', 'l', 'm', ' ', 's', 't', 'a', 'g', 'e', 0, 1};
+    return &guid;
+}
+
+// --- events: a place in the link's stream of requests ---
+
+struct EventContext {
+    uint64_t ticket = 0; // replies up to here are in when the event has happened
+};
+
+ggml_backend_event_t event_new(ggml_backend_dev_t device) {
+    return new ggml_backend_event{device, new EventContext};
+}
+
+void event_free(ggml_backend_dev_t /*device*/, ggml_backend_event_t event) {
+    delete static_cast<EventContext *>(event->context);
+    delete event;
+}
+
+// Commands run in order and own what they carry; only replies can still be missing.
+void event_synchronize(ggml_backend_dev_t device, ggml_backend_event_t event) {
+    StageLink & link = *device_stage(device).link;
+    link.guarded([&] { link.wait_for(static_cast<EventContext *>(event->context)->ticket); });
+}
+
+void event_record(ggml_backend_t backend, ggml_backend_event_t event) {
+    static_cast<EventContext *>(event->context)->ticket = stage_of(backend)->link->ticket();
+}
+
+void event_wait(ggml_backend_t /*backend*/, ggml_backend_event_t /*event*/) {} // one stream: in order by itself
+
+// --- backend ---
+
+const char * backend_name(ggml_backend_t backend) { return stage_of(backend)->name.c_str(); }
+
+void backend_free(ggml_backend_t backend) { delete backend; }
+
+void set_tensor_async(ggml_backend_t backend, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
+    Stage & stage = *stage_of(backend);
+    stage.link->guarded([&] { queue_set(stage, tensor, data, offset, size); });
+}
+
+void get_tensor_async(ggml_backend_t backend, const ggml_tensor * tensor, void * data, size_t offset, size_t size) {
+    Stage & stage = *stage_of(backend);
+    stage.link->guarded([&] { queue_get(stage, tensor, data, offset, size); });
+}
+
+void synchronize(ggml_backend_t backend) {
+    StageLink & link = *stage_of(backend)->link;
+    link.guarded([&] { link.wait(); });
+}
+
+ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph * graph) {
+    Stage & stage = *stage_of(backend);
+    const bool ok = stage.link->guarded([&] {
+        if (graph->n_nodes > 0) {
+            stage.graphs->compute(graph);
+        }
+    });
+    return ok ? GGML_STATUS_SUCCESS : GGML_STATUS_FAILED;
+}
+
+// --- from stage to stage ---
+
+uint64_t next_transfer() {
+    static std::atomic<uint64_t> next{1};
+    return next++;
+}
+
+/// Whether `from` can push to `to`: asked once, the first time it is needed.
+std::optional<uint32_t> peer_number(Stage & from, Stage & to) {
+    const auto known = from.peers.find(to.link.get());
+    if (known != from.peers.end()) {
+        return known->second;
+    }
+    std::optional<uint32_t> number;
+    if (from.link->mesh() && to.link->mesh()) {
+        const auto next = static_cast<uint32_t>(from.next_peer++);
+        const wire::RegisterPeer request{next, to.link->session_key(), to.link->config().peer_address};
+        if (from.link->call<uint8_t>(wire::Command::register_peer, wire::encode(request)) != 0) {
+            number = next;
+        } else {
+            GGML_LOG_WARN("mesh-llm: %s (%s) cannot reach %s at %s: the host relays between them\n",
+                          from.link->label().c_str(), from.link->config().name.c_str(), to.link->label().c_str(),
+                          request.address.c_str());
+        }
+    }
+    from.peers[to.link.get()] = number;
+    return number;
+}
+
+void push(Stage & from, Stage & to, uint32_t peer, const ggml_tensor * src, const ggml_tensor * dst, size_t size) {
+    const uint64_t transfer = next_transfer();
+    from.link->send(wire::Command::push_tensor_to_peer,
+                    wire::view_of(wire::PushTensor{peer, transfer, range_of(src, 0, size)}));
+    from.link->flush();
+    to.link->send(wire::Command::await_tensor, wire::view_of(wire::AwaitTensor{transfer, range_of(dst, 0, size)}));
+    from.link->counters().pushes++;
+    from.link->counters().push_bytes += size;
+}
+
+void relay(Stage & from, Stage & to, const ggml_tensor * src, const ggml_tensor * dst, size_t size) {
+    std::vector<uint8_t> bytes(size);
+    queue_get(from, src, bytes.data(), 0, size);
+    from.link->wait();
+    queue_set(to, dst, bytes.data(), 0, size);
+    from.link->counters().relays++;
+    from.link->counters().relay_bytes += size;
+}
+
+void copy_between(Stage & from, Stage & to, const ggml_tensor * src, const ggml_tensor * dst) {
+    const size_t size = ggml_nbytes(src);
+    from.link->guarded([&] {
+        to.link->guarded([&] {
+            const auto peer = peer_number(from, to);
+            if (peer && size <= wire::max_data_payload - sizeof(wire::PeerDataHead)) {
+                push(from, to, *peer, src, dst, size);
+            } else {
+                relay(from, to, src, dst, size);
+            }
+        });
+    });
+}
+
+/// ggml calls this on the destination's backend. Failures show in its next graph_compute.
+bool cpy_tensor_async(ggml_backend_t backend_src, ggml_backend_t backend_dst, const ggml_tensor * src,
+                      ggml_tensor * dst) {
+    Stage & to = *stage_of(backend_dst);
+    if (stage_buffer(memory_of(dst)) == nullptr) {
+        return false;
+    }
+    if (ggml_nbytes(src) == 0) {
+        return true;
+    }
+    if (const BufferContext * from = stage_buffer(memory_of(src))) {
+        if (from->stage == &to) {
+            return false;
+        }
+        copy_between(*from->stage, to, src, dst);
+        return true;
+    }
+    if (!ggml_backend_buffer_is_host(memory_of(src))) {
+        return false;
+    }
+    ggml_backend_synchronize(backend_src);
+    set_tensor_async(backend_dst, dst, src->data, 0, ggml_nbytes(src));
+    return true;
+}
+
+const ggml_backend_i backend_interface = {
+    /* .get_name            = */ backend_name,
+    /* .free                = */ backend_free,
+    /* .set_tensor_async    = */ set_tensor_async,
+    /* .get_tensor_async    = */ get_tensor_async,
+    /* .set_tensor_2d_async = */ nullptr,
+    /* .get_tensor_2d_async = */ nullptr,
+    /* .cpy_tensor_async    = */ cpy_tensor_async,
+    /* .synchronize         = */ synchronize,
+    /* .graph_plan_create   = */ nullptr,
+    /* .graph_plan_free     = */ nullptr,
+    /* .graph_plan_update   = */ nullptr,
+    /* .graph_plan_compute  = */ nullptr,
+    /* .graph_compute       = */ graph_compute,
+    /* .event_record        = */ event_record,
+    /* .event_wait          = */ event_wait,
+    /* .graph_optimize      = */ nullptr,
+};
+
+// --- which operators the remote device computes ---
+
+// Sizes that grow with the context or the batch must not make every new shape ask again, at a round trip each.
+// Devices decide by types, layout, the exact length of rows, and whether there are several of them. The length of the
+// context is a multiple of 256, so these are one class.
+uint64_t row_class(int64_t n) { return n > 0 && n % 256 == 0 ? 256 : static_cast<uint64_t>(n); }
+
+void add_to_key(wire::Writer & w, const ggml_tensor * t) {
+    w.varint(static_cast<uint64_t>(t->type) + 1);
+    w.varint(row_class(t->ne[0]));
+    for (int i = 1; i < wire::n_dims; i++) {
+        w.varint(static_cast<uint64_t>(std::min<int64_t>(t->ne[i], 2)));
+    }
+    w.put(static_cast<uint8_t>(ggml_is_contiguous(t) | ggml_is_contiguous_1(t) << 1 | ggml_is_contiguous_2(t) << 2 |
+                               ggml_is_permuted(t) << 3 | ggml_is_transposed(t) << 4 |
+                               (t->nb[0] == ggml_type_size(t->type)) << 5 | (t->view_src != nullptr) << 6));
+}
+
+std::string support_key(const ggml_tensor * op) {
+    wire::Bytes key;
+    wire::Writer w(key);
+    w.varint(op->op);
+    w.bytes({reinterpret_cast<const uint8_t *>(op->op_params), sizeof(op->op_params)});
+    add_to_key(w, op);
+    for (const ggml_tensor * s : op->src) {
+        if (s == nullptr) {
+            w.varint(0);
+        } else {
+            add_to_key(w, s);
+        }
+    }
+    return {key.begin(), key.end()};
+}
+
+bool ask_supports_op(StageLink & link, const ggml_tensor * op) {
+    wire::GraphDesc desc;
+    desc.device = link.config().device;
+    wire::TensorDesc self = describe_tensor(op, nullptr);
+    for (int i = 0; i < wire::n_srcs; i++) {
+        if (op->src[i] != nullptr) {
+            self.src[i] = static_cast<uint32_t>(desc.tensors.size());
+            desc.tensors.push_back(describe_tensor(op->src[i], nullptr));
+            desc.tensors.back().op = GGML_OP_NONE;
+            desc.tensors.back().op_params = {};
+        }
+    }
+    desc.tensors.push_back(self);
+    wire::Bytes payload;
+    wire::encode_graph(desc, payload);
+    link.counters().supports_op_queries++;
+    return link.call<uint8_t>(wire::Command::supports_op, payload) != 0;
+}
+
+bool supports_op(ggml_backend_dev_t device, const ggml_tensor * op) {
+    Stage & stage = device_stage(device);
+    StageLink & link = *stage.link;
+    switch (op->op) {
+    case GGML_OP_NONE:
+    case GGML_OP_RESHAPE:
+    case GGML_OP_VIEW:
+    case GGML_OP_PERMUTE:
+    case GGML_OP_TRANSPOSE:
+        return true;
+    default:
+        break;
+    }
+    if (!link.mesh()) {
+        return true; // stock cannot be asked; its own client assumes the same
+    }
+    bool supported = true; // of a lost stage too: its graph then fails, where the scheduler would abort without a place
+    link.guarded([&] {
+        const std::string key = support_key(op);
+        auto known = stage.supported_ops.find(key);
+        if (known == stage.supported_ops.end()) {
+            known = stage.supported_ops.emplace(key, ask_supports_op(link, op)).first;
+        }
+        supported = known->second;
+    });
+    return supported;
+}
+
+// --- device ---
+
+const char * device_name(ggml_backend_dev_t device) { return device_stage(device).name.c_str(); }
+const char * device_description(ggml_backend_dev_t device) { return device_stage(device).description.c_str(); }
+
+void device_memory(ggml_backend_dev_t device, size_t * free, size_t * total) {
+    const wire::DeviceInfo & info = device_stage(device).link->device();
+    *free = info.memory_free;
+    *total = info.memory_total;
+}
+
+// llama.cpp gives layers only to GPUs; what the remote device really is stands in its description.
+enum ggml_backend_dev_type device_type(ggml_backend_dev_t /*device*/) { return GGML_BACKEND_DEVICE_TYPE_GPU; }
+
+void device_props(ggml_backend_dev_t device, ggml_backend_dev_props * props) {
+    props->name = device_name(device);
+    props->description = device_description(device);
+    props->type = device_type(device);
+    device_memory(device, &props->memory_free, &props->memory_total);
+    props->caps = {/*async*/ true, /*host_buffer*/ false, /*buffer_from_host_ptr*/ false, /*events*/ true,
+                   /*mmap_support*/ true};
+}
+
+ggml_backend_t init_backend(ggml_backend_dev_t device, const char * /*params*/) {
+    return new ggml_backend{stage_guid(), backend_interface, device, &device_stage(device)};
+}
+
+ggml_backend_buffer_type_t buffer_type(ggml_backend_dev_t device) { return &device_stage(device).buffer_type; }
+
+bool supports_buft(ggml_backend_dev_t device, ggml_backend_buffer_type_t type) {
+    return type == &device_stage(device).buffer_type;
+}
+
+const ggml_backend_device_i device_interface = {
+    /* .get_name             = */ device_name,
+    /* .get_description      = */ device_description,
+    /* .get_memory           = */ device_memory,
+    /* .get_type             = */ device_type,
+    /* .get_props            = */ device_props,
+    /* .init_backend         = */ init_backend,
+    /* .get_buffer_type      = */ buffer_type,
+    /* .get_host_buffer_type = */ nullptr,
+    /* .buffer_from_host_ptr = */ nullptr,
+    /* .supports_op          = */ supports_op,
+    /* .supports_buft        = */ supports_buft,
+    /* .offload_op           = */ nullptr,
+    /* .event_new            = */ event_new,
+    /* .event_free           = */ event_free,
+    /* .event_synchronize    = */ event_synchronize,
+};
+
+} // namespace
+
+Stage * stage_of(ggml_backend_t backend) {
+    return backend != nullptr && ggml_guid_matches(backend->guid, stage_guid()) ? static_cast<Stage *>(backend->context)
+                                                                                : nullptr;
+}
+
+void make_stage_device(Stage & stage, ggml_backend_reg_t reg) {
+    stage.device = {device_interface, reg, &stage};
+    stage.buffer_type = {stage_buffer_type_interface(), &stage.device, &stage};
+}
+
+} // namespace meshllm::backend

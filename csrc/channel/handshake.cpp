@@ -1,0 +1,63 @@
+#include "channel/handshake.h"
+
+namespace meshllm::channel {
+
+void send(Stream & stream, wire::Command command, wire::ByteView head, wire::ByteView body) {
+    wire::Bytes frame;
+    wire::Writer w(frame);
+    w.put(command);
+    w.put(uint64_t(head.size() + body.size()));
+    w.bytes(head);
+    stream.write_all(frame, body);
+}
+
+wire::Bytes receive(Stream & stream, uint64_t limit) {
+    uint8_t head[sizeof(uint64_t)];
+    if (!stream.read_exactly(head)) {
+        throw TransportError("the peer closed the connection without an answer");
+    }
+    const auto size = wire::Reader(head).get<uint64_t>();
+    const bool error = (size & wire::reply_error_bit) != 0;
+    const uint64_t length = size & ~wire::reply_error_bit;
+    if (length > (error ? wire::max_error_text : limit)) {
+        throw ProtocolError("the peer's answer is longer than it may be");
+    }
+    wire::Bytes payload(length);
+    if (length != 0 && !stream.read_exactly(payload)) {
+        throw TransportError("the peer closed the connection in the middle of an answer");
+    }
+    if (error) {
+        throw ProtocolError(std::string(payload.begin(), payload.end()));
+    }
+    return payload;
+}
+
+wire::Bytes call(Stream & stream, wire::Command command, wire::ByteView payload) {
+    send(stream, command, payload);
+    return receive(stream, wire::max_small_payload);
+}
+
+bool stock_hello(Stream & stream) {
+    const uint8_t no_rdma[wire::stock_caps_size] = {};
+    const wire::Bytes payload = call(stream, wire::Command::hello, no_rdma);
+    const auto reply = wire::exactly<wire::StockHelloReply>(payload);
+    if (reply.major != wire::stock_major || reply.minor > wire::stock_minor) {
+        throw ProtocolError("the server speaks ggml-rpc " + std::to_string(reply.major) + "." +
+                            std::to_string(reply.minor) + ", we speak 7.0: install the same version on both machines");
+    }
+    return wire::announces_mesh(reply);
+}
+
+wire::MeshHelloReply mesh_hello(Stream & stream, const std::string & ggml_version) {
+    wire::MeshHello hello;
+    hello.ggml_version = ggml_version;
+    const wire::Bytes payload = call(stream, wire::Command::mesh_hello, wire::encode(hello));
+    const wire::MeshHelloReply reply = wire::decode_mesh_hello_reply(payload);
+    if (reply.ggml_version != ggml_version) {
+        throw ProtocolError("the server has ggml " + reply.ggml_version + ", we have " + ggml_version +
+                            ": install the same version of mesh-llm on both machines");
+    }
+    return reply;
+}
+
+} // namespace meshllm::channel

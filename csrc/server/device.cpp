@@ -1,0 +1,82 @@
+#include "server/device.h"
+
+#include <ggml-backend-impl.h>
+
+#include <algorithm>
+
+namespace meshllm::server {
+
+namespace {
+
+// Smaller allocations may be recycled by the C library with another client's data in them; larger ones come
+// zeroed from the kernel (glibc's largest M_MMAP_THRESHOLD is 32 MiB).
+constexpr uint64_t always_fresh = 64 << 20;
+
+} // namespace
+
+Device::Device(ggml_backend_dev_t device, int n_threads, uint64_t memory_limit)
+    : device_(device), buffer_type_(ggml_backend_dev_buffer_type(device)), memory_limit_(memory_limit) {
+    backend_.reset(ggml_backend_dev_init(device, nullptr));
+    if (!backend_) {
+        throw std::runtime_error(std::string("ggml cannot start the device ") + ggml_backend_dev_name(device));
+    }
+    threads_ = std::make_unique<compute::CpuThreads>(backend_.get(), n_threads);
+}
+
+wire::DeviceMemory Device::memory() const {
+    size_t free = 0, total = 0;
+    ggml_backend_dev_memory(device_, &free, &total);
+    if (memory_limit_ != 0) {
+        total = std::min<size_t>(total, memory_limit_);
+    }
+    // ggml's CPU device reports all memory as free: subtract what our clients hold.
+    const uint64_t left = total > used_ ? total - used_ : 0;
+    return {std::min<uint64_t>(free, left), total};
+}
+
+wire::DeviceInfo Device::info() const {
+    wire::DeviceInfo info;
+    info.name = ggml_backend_dev_name(device_);
+    info.description = ggml_backend_dev_description(device_);
+    info.type = ggml_backend_dev_type(device_);
+    info.alloc_rule =
+        buffer_type_->iface.get_alloc_size == nullptr ? wire::AllocRule::nbytes : wire::AllocRule::ask;
+    info.alignment = ggml_backend_buft_get_alignment(buffer_type_);
+    info.max_size = ggml_backend_buft_get_max_size(buffer_type_);
+    const wire::DeviceMemory m = memory();
+    info.memory_free = m.free;
+    info.memory_total = m.total;
+    return info;
+}
+
+ggml_backend_buffer_t Device::allocate(uint64_t size) {
+    std::lock_guard lock(allocating_); // or two clients together could pass the limit
+    if (size > memory().free || size > ggml_backend_buft_get_max_size(buffer_type_)) {
+        return nullptr;
+    }
+    ggml_backend_buffer_t buffer = ggml_backend_buft_alloc_buffer(buffer_type_, size);
+    if (buffer == nullptr) {
+        return nullptr;
+    }
+    used_ += ggml_backend_buffer_get_size(buffer);
+    if (size <= always_fresh || !ggml_backend_buft_is_host(buffer_type_)) {
+        ggml_backend_buffer_clear(buffer, 0);
+    }
+    return buffer;
+}
+
+void Device::free(ggml_backend_buffer_t buffer) {
+    used_ -= ggml_backend_buffer_get_size(buffer);
+    ggml_backend_buffer_free(buffer);
+}
+
+void Device::compute(ggml_cgraph * graph) {
+    executor_.run([&] {
+        if (ggml_backend_graph_compute(backend_.get(), graph) != GGML_STATUS_SUCCESS) {
+            throw std::runtime_error(std::string("the device ") + ggml_backend_dev_name(device_) +
+                                     " could not compute a graph");
+        }
+    });
+}
+
+} // namespace meshllm::server

@@ -1,0 +1,44 @@
+// A local ggml device as the server offers it, and the memory its clients hold.
+#pragma once
+
+#include "compute/cpu_threads.h"
+#include "server/executor.h"
+#include "wire/frames.h"
+
+#include <ggml-cpp.h>
+
+#include <atomic>
+#include <memory>
+
+namespace meshllm::server {
+
+class Device {
+  public:
+    /// `memory_limit` in bytes, 0 for what the device has.
+    Device(ggml_backend_dev_t device, int n_threads, uint64_t memory_limit);
+
+    ggml_backend_dev_t ggml() const { return device_; }
+    ggml_backend_buffer_type_t buffer_type() const { return buffer_type_; }
+    wire::DeviceInfo info() const;
+    wire::DeviceMemory memory() const;
+    uint64_t used() const { return used_; }
+
+    /// Null when the limit or the device does not allow it.
+    ggml_backend_buffer_t allocate(uint64_t size);
+    void free(ggml_backend_buffer_t buffer);
+
+    /// Computes on the device's thread. Throws std::runtime_error when ggml reports a failure.
+    void compute(ggml_cgraph * graph);
+
+  private:
+    ggml_backend_dev_t device_;
+    ggml_backend_buffer_type_t buffer_type_;
+    uint64_t memory_limit_;
+    std::atomic<uint64_t> used_{0};
+    std::mutex allocating_;
+    Executor executor_; // before what it computes with: created and freed on its thread
+    ggml_backend_ptr backend_;
+    std::unique_ptr<compute::CpuThreads> threads_;
+};
+
+} // namespace meshllm::server

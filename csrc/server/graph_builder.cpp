@@ -1,0 +1,220 @@
+#include "server/graph_builder.h"
+
+#include <ggml-backend-impl.h>
+#include <ggml-impl.h>
+
+#include <algorithm>
+#include <atomic>
+#include <unordered_set>
+
+namespace meshllm::server {
+
+static_assert(wire::n_dims == GGML_MAX_DIMS && wire::n_srcs == GGML_MAX_SRC &&
+              wire::n_op_params * sizeof(int32_t) == GGML_MAX_OP_PARAMS &&
+              sizeof(wire::StockTensor::name) == GGML_MAX_NAME);
+
+namespace {
+
+using Wide = unsigned __int128;
+
+ggml_context_ptr make_context(size_t n_tensors, size_t graph_size) {
+    const ggml_init_params params{ggml_tensor_overhead() * (n_tensors + 1) +
+                                      (graph_size == 0 ? 0 : ggml_graph_overhead_custom(graph_size, false)),
+                                  nullptr, true};
+    ggml_context_ptr context{ggml_init(params)};
+    if (!context) {
+        throw std::bad_alloc();
+    }
+    return context;
+}
+
+// Kernels load elements with the alignment of their type; a GPU faults where a CPU is only slow.
+uint64_t element_alignment(ggml_type type) {
+    return ggml_is_quantized(type) ? 2 : std::min<uint64_t>(ggml_type_size(type), 8);
+}
+
+void check_layout(const wire::TensorDesc & d) {
+    if (d.type >= GGML_TYPE_COUNT || ggml_blck_size(static_cast<ggml_type>(d.type)) == 0) {
+        throw ProtocolError("a tensor has a type that ggml does not know");
+    }
+    if (d.op >= GGML_OP_COUNT) {
+        throw ProtocolError("a tensor has an operator that ggml does not know");
+    }
+    const auto type = static_cast<ggml_type>(d.type);
+    Wide elements = 1;
+    for (int i = 0; i < wire::n_dims; i++) {
+        if (d.ne[i] < 0 || d.ne[i] > INT32_MAX || d.nb[i] > (uint64_t(1) << 48)) {
+            throw ProtocolError("a tensor has impossible dimensions");
+        }
+        elements *= static_cast<Wide>(std::max<int64_t>(d.ne[i], 1));
+        if (elements > (Wide(1) << 48) || d.nb[i] % element_alignment(type) != 0) {
+            throw ProtocolError("a tensor is too large or misaligned");
+        }
+    }
+    const bool blocks = ggml_blck_size(type) > 1;
+    if (blocks && (d.ne[0] % ggml_blck_size(type) != 0 || d.nb[0] != ggml_type_size(type))) {
+        throw ProtocolError("a quantised tensor has rows of broken blocks");
+    }
+}
+
+/// Bytes from the first to the last element, as ggml_nbytes computes them, without overflow.
+Wide extent(const wire::TensorDesc & d) {
+    const auto type = static_cast<ggml_type>(d.type);
+    if (std::any_of(d.ne.begin(), d.ne.end(), [](int64_t n) { return n == 0; })) {
+        return 0;
+    }
+    const bool blocks = ggml_blck_size(type) > 1;
+    Wide bytes = blocks ? Wide(d.ne[0]) * d.nb[0] / Wide(ggml_blck_size(type)) : Wide(ggml_type_size(type));
+    for (int i = blocks ? 1 : 0; i < wire::n_dims; i++) {
+        bytes += Wide(d.ne[i] - 1) * d.nb[i];
+    }
+    return bytes;
+}
+
+ggml_tensor * new_tensor(ggml_context * context, const wire::TensorDesc & d) {
+    check_layout(d);
+    const auto type = static_cast<ggml_type>(d.type);
+    ggml_tensor * t = ggml_new_tensor_1d(context, type, ggml_blck_size(type));
+    std::copy(d.ne.begin(), d.ne.end(), t->ne);
+    std::copy(d.nb.begin(), d.nb.end(), t->nb);
+    t->op = static_cast<ggml_op>(d.op);
+    std::copy(d.op_params.begin(), d.op_params.end(), t->op_params);
+    t->flags = d.flags & (GGML_TENSOR_FLAG_INPUT | GGML_TENSOR_FLAG_OUTPUT | GGML_TENSOR_FLAG_COMPUTE);
+    t->view_offs = d.view_offs;
+    ggml_set_name(t, d.name.c_str());
+    return t;
+}
+
+void link_sources(ggml_tensor * t, const wire::TensorDesc & d, const std::vector<ggml_tensor *> & earlier) {
+    for (int i = 0; i < wire::n_srcs; i++) {
+        t->src[i] = d.src[i] == wire::none ? nullptr : earlier.at(d.src[i]);
+    }
+    t->view_src = d.view_src == wire::none ? nullptr : earlier.at(d.view_src);
+}
+
+void place(ggml_tensor * t, const wire::TensorDesc & d, uint32_t device, const Buffers & buffers) {
+    if (d.buffer == 0) {
+        return;
+    }
+    const Buffers::Entry & entry = buffers.at(d.buffer);
+    if (entry.device != device) {
+        throw ProtocolError("a graph uses a buffer of another device");
+    }
+    // No two elements share memory: else a few bytes could pretend to be a tensor that takes for ever.
+    const Wide packed = Wide(ggml_nelements(t)) * ggml_type_size(t->type) / Wide(ggml_blck_size(t->type));
+    if (packed > extent(d) || d.offset > entry.size || extent(d) > entry.size - d.offset ||
+        d.offset % element_alignment(t->type) != 0) {
+        throw ProtocolError("the tensor '" + d.name + "' lies outside its buffer");
+    }
+    if (t->view_src != nullptr && t->view_src->buffer != entry.buffer) { // ggml reaches a view's memory through it
+        throw ProtocolError("the view '" + d.name + "' lies in another buffer than what it views");
+    }
+    t->buffer = entry.buffer;
+    t->data = entry.base + d.offset;
+}
+
+/// Some devices keep padding or scratch behind a tensor: that must be inside the buffer too.
+void check_alloc_size(const ggml_tensor * t, const wire::TensorDesc & d, const Buffers & buffers) {
+    if (t->buffer == nullptr || t->view_src != nullptr || t->buffer->buft->iface.get_alloc_size == nullptr) {
+        return;
+    }
+    const uint64_t size = buffers.at(d.buffer).size;
+    if (ggml_backend_buft_get_alloc_size(t->buffer->buft, t) > size - d.offset) {
+        throw ProtocolError("the tensor '" + d.name + "' has no room for what its device keeps behind it");
+    }
+}
+
+void check_node(const ggml_tensor * node, const Device & device) {
+    const std::string what = std::string(ggml_op_desc(node)) + " '" + node->name + "'";
+    if (const std::string why = check_op(node); !why.empty()) {
+        throw ProtocolError(what + ": " + why);
+    }
+    if (node->op == GGML_OP_NONE) {
+        return;
+    }
+    const auto needs_memory = [](const ggml_tensor * t) {
+        return t != nullptr && t->data == nullptr && ggml_nelements(t) > 0;
+    };
+    if (needs_memory(node) || std::any_of(std::begin(node->src), std::end(node->src), needs_memory)) {
+        throw ProtocolError(what + " works on a tensor without memory");
+    }
+    if (!ggml_backend_dev_supports_op(device.ggml(), node)) {
+        throw ProtocolError(what + " is not supported by " + ggml_backend_dev_name(device.ggml()));
+    }
+}
+
+uint64_t next_uid() {
+    static std::atomic<uint64_t> uid{uint64_t(1) << 62}; // apart from those that ggml itself hands out
+    return ++uid;
+}
+
+void add_nodes(BuiltGraph & built, const wire::GraphDesc & desc, const std::vector<ggml_tensor *> & tensors,
+               const Device & device) {
+    built.graph = ggml_new_graph_custom(built.context.get(), std::max<size_t>(desc.nodes.size(), 1), false);
+    std::unordered_set<uint32_t> seen;
+    for (const uint32_t i : desc.nodes) {
+        if (!seen.insert(i).second) {
+            throw ProtocolError("a graph computes the same node twice");
+        }
+        check_node(tensors[i], device);
+        built.graph->nodes[built.graph->n_nodes++] = tensors[i];
+        const size_t slot = ggml_hash_insert(&built.graph->visited_hash_set, tensors[i]);
+        built.graph->use_counts[slot] = std::max(desc.tensors[i].use_count, 0);
+    }
+    built.graph->uid = next_uid();
+}
+
+} // namespace
+
+BuiltGraph build_graph(const wire::GraphDesc & desc, const Buffers & buffers, const Device & device) {
+    BuiltGraph built;
+    built.n_tensors = desc.tensors.size();
+    built.context = make_context(desc.tensors.size(), std::max<size_t>(desc.nodes.size(), 1));
+    std::vector<ggml_tensor *> tensors;
+    tensors.reserve(desc.tensors.size());
+    for (const wire::TensorDesc & d : desc.tensors) {
+        ggml_tensor * t = new_tensor(built.context.get(), d);
+        link_sources(t, d, tensors);
+        place(t, d, desc.device, buffers);
+        if (d.buffer != 0 && (built.buffers.empty() || built.buffers.back() != d.buffer)) {
+            built.buffers.push_back(d.buffer);
+        }
+        tensors.push_back(t);
+    }
+    add_nodes(built, desc, tensors, device);
+    for (size_t i = 0; i < tensors.size(); i++) {
+        check_alloc_size(tensors[i], desc.tensors[i], buffers);
+    }
+    if (const std::string why = check_graph(built.graph, built.indices); !why.empty()) {
+        throw ProtocolError("a graph is refused: " + why);
+    }
+    return built;
+}
+
+ggml_tensor * place_leaf(ggml_context * context, const wire::TensorDesc & desc, const Buffers & buffers) {
+    if (desc.buffer == 0) {
+        throw ProtocolError("the tensor '" + desc.name + "' has no memory");
+    }
+    wire::TensorDesc leaf = desc;
+    leaf.op = GGML_OP_NONE;
+    ggml_tensor * t = new_tensor(context, leaf);
+    place(t, leaf, buffers.at(desc.buffer).device, buffers);
+    check_alloc_size(t, leaf, buffers);
+    return t;
+}
+
+BuiltOp build_op(const std::vector<wire::TensorDesc> & desc) {
+    BuiltOp built;
+    built.context = make_context(desc.size(), 0);
+    std::vector<ggml_tensor *> tensors;
+    for (const wire::TensorDesc & d : desc) {
+        tensors.push_back(new_tensor(built.context.get(), d));
+        link_sources(tensors.back(), d, tensors);
+    }
+    if (!tensors.empty() && check_op(tensors.back()).empty()) {
+        built.op = tensors.back();
+    }
+    return built;
+}
+
+} // namespace meshllm::server

@@ -1,0 +1,154 @@
+#include "server/loader.h"
+
+#include "channel/stream.h"
+
+#include <ggml-backend.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <fcntl.h>
+#include <unistd.h>
+
+namespace meshllm::server {
+
+namespace {
+
+constexpr size_t chunk = 4 << 20;      // bytes read at a time for a device whose memory we cannot address
+constexpr size_t max_pending = 1024;   // reads queued by one session; more wait
+
+void read_file(int fd, const std::string & file, uint64_t offset, uint8_t * out, size_t size) {
+    while (size > 0) {
+        const ssize_t n = ::pread(fd, out, size, static_cast<off_t>(offset));
+        if (n < 0 && errno == EINTR) {
+            continue;
+        }
+        if (n <= 0) {
+            throw std::runtime_error("cannot read weights from " + file + ": " +
+                                     (n == 0 ? "the file has become shorter" : std::strerror(errno)));
+        }
+        out += n;
+        offset += static_cast<uint64_t>(n);
+        size -= static_cast<size_t>(n);
+    }
+}
+
+void load(const Models::Source & source, const Buffers::Entry & entry, const wire::ByteRange & range) {
+    const channel::Fd fd(::open(source.file.c_str(), O_RDONLY | O_CLOEXEC));
+    if (fd.get() < 0) {
+        throw std::runtime_error("cannot open " + source.file + ": " + std::strerror(errno));
+    }
+    if (entry.host) {
+        read_file(fd.get(), source.file, source.offset, entry.base + range.offset, range.size);
+        return;
+    }
+    std::vector<uint8_t> bytes(std::min<uint64_t>(chunk, range.size));
+    for (uint64_t done = 0; done < range.size;) {
+        const size_t n = std::min<uint64_t>(bytes.size(), range.size - done);
+        read_file(fd.get(), source.file, source.offset + done, bytes.data(), n);
+        write_bytes(entry, range.offset + done, bytes.data(), n);
+        done += n;
+    }
+}
+
+} // namespace
+
+void Models::add(const wire::Fingerprint & fingerprint, const std::vector<std::string> & files) {
+    models_.insert_or_assign(fingerprint, gguf::Index::open(files));
+}
+
+std::vector<wire::Fingerprint> Models::fingerprints() const {
+    std::vector<wire::Fingerprint> out;
+    for (const auto & [fingerprint, index] : models_) {
+        out.push_back(fingerprint);
+    }
+    return out;
+}
+
+Models::Source Models::find(const wire::SetTensorGguf & request) const {
+    const auto model = models_.find(request.model);
+    if (model == models_.end()) {
+        throw ProtocolError("this server does not have the model whose weights are asked for");
+    }
+    const gguf::TensorInfo * info = model->second.find(request.name);
+    if (info == nullptr) {
+        throw ProtocolError("the model has no tensor of the name that is asked for");
+    }
+    if (info->type != request.type || info->ne != request.ne) {
+        throw ProtocolError("the tensor '" + info->name + "' has another type or shape in this server's file");
+    }
+    if (request.data_offset > info->size || request.range.size > info->size - request.data_offset) {
+        throw ProtocolError("the tensor '" + info->name + "' is shorter than the range that is asked for");
+    }
+    return {model->second.files().at(info->file), info->offset + request.data_offset};
+}
+
+Loader::Loader(int n_threads, Counters & counters) : counters_(counters) {
+    for (int i = 0; i < n_threads; i++) {
+        threads_.emplace_back([this] { work(); });
+    }
+}
+
+Loader::~Loader() {
+    {
+        std::lock_guard lock(mutex_);
+        stopping_ = true;
+    }
+    wake_.notify_all();
+    for (std::thread & t : threads_) {
+        t.join();
+    }
+}
+
+void Loader::work() {
+    std::unique_lock lock(mutex_);
+    for (;;) {
+        wake_.wait(lock, [this] { return stopping_ || !jobs_.empty(); });
+        if (jobs_.empty()) {
+            return;
+        }
+        const Job job = std::move(jobs_.front());
+        jobs_.pop_front();
+        const bool skip = !job.batch->error_.empty();
+        lock.unlock();
+        std::string error;
+        try {
+            if (!skip) {
+                load(job.source, job.entry, job.range);
+                counters_.weight_bytes_local += job.range.size;
+            }
+        } catch (const std::exception & e) {
+            error = e.what();
+        }
+        lock.lock();
+        if (job.batch->error_.empty()) {
+            job.batch->error_ = error;
+        }
+        job.batch->pending_--;
+        done_.notify_all();
+    }
+}
+
+void Loader::Batch::add(Models::Source source, const Buffers::Entry & entry, const wire::ByteRange & range) {
+    std::unique_lock lock(loader_.mutex_);
+    loader_.done_.wait(lock, [this] { return pending_ < max_pending; });
+    pending_++;
+    loader_.jobs_.push_back({this, std::move(source), entry, range});
+    loader_.wake_.notify_one();
+}
+
+void Loader::Batch::wait() {
+    std::unique_lock lock(loader_.mutex_);
+    loader_.done_.wait(lock, [this] { return pending_ == 0; });
+    if (!error_.empty()) {
+        throw std::runtime_error(error_);
+    }
+}
+
+Loader::Batch::~Batch() {
+    std::unique_lock lock(loader_.mutex_);
+    error_ = "the session ended"; // reads still queued are skipped
+    loader_.done_.wait(lock, [this] { return pending_ == 0; });
+}
+
+} // namespace meshllm::server

@@ -1,0 +1,154 @@
+#include "server/peers.h"
+
+#include "channel/handshake.h"
+
+#include <chrono>
+
+namespace meshllm::server {
+
+namespace {
+
+// What one stage may hold for another; a ubatch of 512 tokens of a 16k-wide model is 32 MiB.
+constexpr uint64_t max_waiting_bytes = 256 << 20;
+constexpr size_t max_waiting_transfers = 4096;
+constexpr double connect_timeout_s = 5;
+constexpr std::chrono::seconds linger(2);
+
+} // namespace
+
+bool Mailbox::put(uint64_t transfer, wire::Bytes data) {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] {
+        const bool room = bytes_ + data.size() <= max_waiting_bytes && arrived_.size() < max_waiting_transfers;
+        return closed_ || room || (waiting_ && awaited_ == transfer);
+    });
+    if (closed_) {
+        return false;
+    }
+    bytes_ += data.size();
+    if (!arrived_.try_emplace(transfer, std::move(data)).second) {
+        throw ProtocolError("a peer pushes the same transfer twice");
+    }
+    changed_.notify_all();
+    return true;
+}
+
+wire::Bytes Mailbox::take(uint64_t transfer, const std::function<void()> & alive) {
+    std::unique_lock lock(mutex_);
+    awaited_ = transfer;
+    waiting_ = true;
+    changed_.notify_all();
+    while (!arrived_.contains(transfer)) {
+        if (!failure_.empty() || closed_) {
+            waiting_ = false;
+            throw std::runtime_error(closed_ ? "the session is closed" : failure_);
+        }
+        if (changed_.wait_for(lock, std::chrono::milliseconds(500)) == std::cv_status::timeout) {
+            alive();
+        }
+    }
+    waiting_ = false;
+    wire::Bytes data = std::move(arrived_.extract(transfer).mapped());
+    bytes_ -= data.size();
+    changed_.notify_all();
+    return data;
+}
+
+void Mailbox::fail(const std::string & why) {
+    std::lock_guard lock(mutex_);
+    if (failure_.empty()) {
+        failure_ = why;
+    }
+    changed_.notify_all();
+}
+
+void Mailbox::close() {
+    std::lock_guard lock(mutex_);
+    closed_ = true;
+    changed_.notify_all();
+}
+
+PeerLink::PeerLink(const std::string & address, const wire::Key & session_key, Counters & counters)
+    : stream_(channel::Stream::connect(address, connect_timeout_s)), counters_(counters) {
+    stream_.set_read_timeout(connect_timeout_s);
+    if (!channel::stock_hello(stream_)) {
+        throw ProtocolError("the peer " + address + " has no mesh extensions");
+    }
+    channel::call(stream_, wire::Command::peer_attach, session_key);
+    thread_ = std::thread([this] { work(); });
+}
+
+PeerLink::~PeerLink() {
+    {
+        // What is queued still goes out, unless the peer does not take it.
+        std::unique_lock lock(mutex_);
+        stopping_ = true;
+        changed_.notify_all();
+        changed_.wait_for(lock, linger, [this] { return !failure_.empty() || (queue_.empty() && queued_bytes_ == 0); });
+    }
+    stream_.shutdown();
+    if (thread_.joinable()) {
+        thread_.join();
+    }
+}
+
+void PeerLink::push(uint64_t transfer, wire::Bytes data) {
+    enqueue({wire::Command::peer_tensor_data, transfer, std::move(data)}, true);
+}
+
+void PeerLink::fail(const std::string & why) {
+    enqueue({wire::Command::peer_error, 0, wire::Bytes(why.begin(), why.end())}, false);
+}
+
+void PeerLink::enqueue(Item item, bool wait_for_room) {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return !wait_for_room || !failure_.empty() || queued_bytes_ < max_waiting_bytes; });
+    if (!failure_.empty() && wait_for_room) {
+        throw channel::TransportError("the way to the next stage is lost: " + failure_);
+    }
+    queued_bytes_ += item.data.size();
+    queue_.push_back(std::move(item));
+    changed_.notify_all();
+}
+
+void PeerLink::write(const Item & item) {
+    wire::Bytes head;
+    wire::Writer w(head);
+    const bool data = item.command == wire::Command::peer_tensor_data;
+    w.put(item.command);
+    w.put(uint64_t((data ? sizeof(wire::PeerDataHead) : 0) + item.data.size()));
+    if (data) {
+        w.put(item.transfer);
+        counters_.pushes_sent++;
+        counters_.push_bytes_sent += item.data.size();
+    }
+    stream_.write_all(head, item.data);
+}
+
+void PeerLink::work() {
+    std::unique_lock lock(mutex_);
+    for (;;) {
+        changed_.wait(lock, [this] { return stopping_ || !queue_.empty(); });
+        if (queue_.empty()) {
+            break;
+        }
+        const Item item = std::move(queue_.front());
+        queue_.pop_front();
+        lock.unlock();
+        try {
+            write(item);
+            lock.lock();
+        } catch (const channel::TransportError & e) {
+            lock.lock();
+            failure_ = e.what();
+            queue_.clear();
+        }
+        queued_bytes_ -= item.data.size();
+        changed_.notify_all();
+        if (!failure_.empty()) {
+            break;
+        }
+    }
+}
+
+} // namespace meshllm::server

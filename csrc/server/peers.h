@@ -1,0 +1,74 @@
+// Direct transfers between stages: links to those we push to, and the mailbox for what others push to us.
+#pragma once
+
+#include "channel/stream.h"
+#include "server/counters.h"
+#include "wire/frames.h"
+
+#include <condition_variable>
+#include <deque>
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <unordered_map>
+
+namespace meshllm::server {
+
+/// Tensors that other stages pushed to one session, until its command stream asks for them by transfer id.
+class Mailbox {
+  public:
+    /// Waits while the box is full, unless `transfer` is the one being waited for. False once the session has ended.
+    bool put(uint64_t transfer, wire::Bytes data);
+
+    /// Waits for `transfer`; throws std::runtime_error after fail(). `alive` is asked now and then and throws to give up.
+    wire::Bytes take(uint64_t transfer, const std::function<void()> & alive);
+
+    /// The stage that pushes is gone: takes throw `why` from now on.
+    void fail(const std::string & why);
+    void close();
+
+  private:
+    std::mutex mutex_;
+    std::condition_variable changed_;
+    std::unordered_map<uint64_t, wire::Bytes> arrived_;
+    uint64_t bytes_ = 0;
+    uint64_t awaited_ = 0;
+    bool waiting_ = false, closed_ = false;
+    std::string failure_;
+};
+
+/// A connection to another stage over which one session pushes. A thread of its own writes, so that the device can go on.
+class PeerLink {
+  public:
+    /// Throws TransportError or ProtocolError in words when the peer cannot be reached or refuses the key.
+    PeerLink(const std::string & address, const wire::Key & session_key, Counters & counters);
+    ~PeerLink();
+
+    /// Queues; waits while too much is queued. Throws TransportError when the link is lost.
+    void push(uint64_t transfer, wire::Bytes data);
+
+    /// Tells the peer why nothing more will come.
+    void fail(const std::string & why);
+
+  private:
+    struct Item {
+        wire::Command command;
+        uint64_t transfer;
+        wire::Bytes data;
+    };
+    void enqueue(Item item, bool wait_for_room);
+    void work();
+    void write(const Item & item);
+
+    channel::Stream stream_;
+    Counters & counters_;
+    std::mutex mutex_;
+    std::condition_variable changed_;
+    std::deque<Item> queue_;
+    uint64_t queued_bytes_ = 0;
+    bool stopping_ = false;
+    std::string failure_;
+    std::thread thread_;
+};
+
+} // namespace meshllm::server

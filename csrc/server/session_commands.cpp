@@ -1,0 +1,276 @@
+// What the commands of a session do; session.cpp has the frames and the loop.
+#include "server/session.h"
+
+#include <ggml.h>
+
+#include <algorithm>
+#include <poll.h>
+
+namespace meshllm::server {
+
+namespace {
+
+constexpr size_t chunk = 4 << 20;                // bytes staged for a device whose memory we cannot address
+constexpr size_t max_graph_tensors = 512 << 10;  // in all slots of a session: about 200 MB
+constexpr size_t max_peers = 64;
+
+#ifdef POLLRDHUP
+constexpr short gone_events = POLLRDHUP;
+#else
+constexpr short gone_events = 0;
+#endif
+
+ggml_context_ptr one_tensor_context() {
+    return ggml_context_ptr(ggml_init({ggml_tensor_overhead(), nullptr, true}));
+}
+
+} // namespace
+
+Device & Session::device(uint32_t index) {
+    if (index >= shared_.devices.size()) {
+        throw ProtocolError("a device is named that does not exist");
+    }
+    return *shared_.devices[index];
+}
+
+std::optional<BuiltGraph> & Session::slot(uint32_t index, uint32_t slot) {
+    device(index);
+    return graphs_[index][slot];
+}
+
+void Session::set_data(const wire::ByteRange & range) {
+    const Buffers::Entry & entry = buffers_.checked(range);
+    shared_.counters.data_bytes_received += range.size;
+    if (entry.host) { // straight from the socket to its place
+        remaining_ = 0;
+        if (range.size != 0 && !stream_.read_exactly({entry.base + range.offset, range.size})) {
+            throw channel::TransportError("the client closed the connection in the middle of a tensor");
+        }
+        return;
+    }
+    wire::Bytes bytes(std::min<uint64_t>(range.size, chunk));
+    for (uint64_t done = 0; done < range.size;) {
+        const size_t n = std::min<uint64_t>(bytes.size(), range.size - done);
+        if (!stream_.read_exactly(std::span(bytes).first(n))) {
+            throw channel::TransportError("the client closed the connection in the middle of a tensor");
+        }
+        remaining_ -= n;
+        write_bytes(entry, range.offset + done, bytes.data(), n);
+        done += n;
+    }
+}
+
+void Session::send_data(const wire::ByteRange & range) {
+    const Buffers::Entry & entry = buffers_.checked(range);
+    if (entry.host) {
+        return reply({entry.base + range.offset, range.size});
+    }
+    shared_.counters.replies_sent++;
+    shared_.counters.bytes_sent += sizeof(range.size) + range.size;
+    wire::Bytes bytes(std::min<uint64_t>(range.size, chunk));
+    wire::ByteView head = wire::view_of(range.size);
+    for (uint64_t done = 0; done < range.size || !head.empty();) {
+        const size_t n = std::min<uint64_t>(bytes.size(), range.size - done);
+        read_bytes(entry, range.offset + done, bytes.data(), n);
+        stream_.write_all(head, std::span(bytes).first(n));
+        head = {};
+        done += n;
+    }
+}
+
+void Session::fill(const wire::ByteRange & range, uint8_t value) {
+    const Buffers::Entry & entry = buffers_.checked(range);
+    const wire::Bytes bytes(std::min<uint64_t>(range.size, chunk), value);
+    for (uint64_t done = 0; done < range.size;) {
+        const size_t n = std::min<uint64_t>(bytes.size(), range.size - done);
+        write_bytes(entry, range.offset + done, bytes.data(), n);
+        done += n;
+    }
+}
+
+void Session::copy_tensor(const wire::CopyTensor & request) {
+    const wire::TensorDesc src = wire::from_stock(request.src, buffers_), dst = wire::from_stock(request.dst, buffers_);
+    const ggml_context_ptr a = one_tensor_context(), b = one_tensor_context();
+    const ggml_tensor * s = place_leaf(a.get(), src, buffers_);
+    const ggml_tensor * d = place_leaf(b.get(), dst, buffers_);
+    const size_t size = ggml_nbytes(s);
+    // Anything but two plain tensors of one size the client copies itself.
+    const bool plain = ggml_is_contiguous(s) && ggml_is_contiguous(d) && ggml_nbytes(d) == size;
+    if (plain) {
+        wire::Bytes bytes(size);
+        read_bytes(buffers_.at(src.buffer), src.offset, bytes.data(), size);
+        write_bytes(buffers_.at(dst.buffer), dst.offset, bytes.data(), size);
+    }
+    reply(wire::view_of(static_cast<uint8_t>(plain)));
+}
+
+void Session::init_tensor(const wire::StockTensor & stock) {
+    const wire::TensorDesc desc = wire::from_stock(stock, buffers_);
+    const ggml_context_ptr context = one_tensor_context();
+    ggml_tensor * t = place_leaf(context.get(), desc, buffers_);
+    if (ggml_backend_buffer_init_tensor(t->buffer, t) != GGML_STATUS_SUCCESS || t->extra != nullptr) {
+        throw ProtocolError("the device cannot keep the tensor '" + desc.name + "' for a remote client");
+    }
+}
+
+uint64_t Session::alloc_size(const wire::AllocSizeRequest & request) {
+    Device & on = device(request.device);
+    std::vector<wire::TensorDesc> desc;
+    wire::TensorDesc op = wire::from_stock(request.tensor, buffers_);
+    for (int i = 0; i < wire::n_srcs; i++) {
+        if (request.srcs[i].id != 0) {
+            op.src[i] = static_cast<uint32_t>(desc.size());
+            desc.push_back(wire::from_stock(request.srcs[i], buffers_));
+            desc.back().op = GGML_OP_NONE;
+        }
+    }
+    desc.push_back(op);
+    BuiltOp built = build_op(desc);
+    if (built.op == nullptr) { // not an operator we would compute; its plain size then
+        desc.back().op = GGML_OP_NONE;
+        built = build_op(desc);
+    }
+    if (built.op == nullptr) {
+        throw ProtocolError("the size of an impossible tensor is asked for");
+    }
+    return ggml_backend_buft_get_alloc_size(on.buffer_type(), built.op);
+}
+
+void Session::mesh_hello(const wire::MeshHello & hello) {
+    if (hello.version == 0 || hello.ggml_version != ggml_version()) {
+        throw ProtocolError("the client has ggml " + hello.ggml_version + ", this server has " + ggml_version() +
+                            ": install the same version of mesh-llm on both machines");
+    }
+    mesh_ = true;
+    shared_.add_mailbox(key_, mailbox_);
+    wire::MeshHelloReply answer;
+    answer.ggml_version = ggml_version();
+    answer.session_key = key_;
+    for (const auto & d : shared_.devices) {
+        answer.devices.push_back(d->info());
+    }
+    answer.models = shared_.models.fingerprints();
+    reply(wire::encode(answer));
+}
+
+bool Session::supports_op(const wire::GraphDesc & desc) {
+    Device & on = device(desc.device);
+    const BuiltOp built = build_op(desc.tensors);
+    return built.op != nullptr && ggml_backend_dev_supports_op(on.ggml(), built.op);
+}
+
+void Session::put_graph(std::optional<BuiltGraph> & slot, const wire::GraphDesc & desc) {
+    graph_tensors_ -= slot ? slot->n_tensors : 0;
+    slot.reset();
+    if (graph_tensors_ + desc.tensors.size() > max_graph_tensors) {
+        throw ProtocolError("the graphs of this client are too large together");
+    }
+    slot = build_graph(desc, buffers_, device(desc.device));
+    graph_tensors_ += slot->n_tensors;
+}
+
+void Session::run_graph(const std::optional<BuiltGraph> & slot, uint32_t index) {
+    if (!slot) {
+        throw ProtocolError("a graph is run that was not sent, or whose buffers are gone");
+    }
+    if (const std::string why = check_indices(slot->indices); !why.empty()) {
+        throw ProtocolError(why);
+    }
+    device(index).compute(slot->graph);
+    shared_.counters.graphs_computed++;
+}
+
+void Session::load_gguf(const wire::SetTensorGguf & request) {
+    const Buffers::Entry & entry = buffers_.checked(request.range);
+    loads_.add(shared_.models.find(request), entry, request.range);
+}
+
+void Session::free_buffer(uint64_t handle) {
+    buffers_.at(handle);
+    for (auto & slots : graphs_) {
+        for (std::optional<BuiltGraph> & graph : slots) {
+            if (graph && std::ranges::find(graph->buffers, handle) != graph->buffers.end()) {
+                graph_tensors_ -= graph->n_tensors;
+                graph.reset();
+            }
+        }
+    }
+    buffers_.free(handle);
+}
+
+void Session::register_peer(const wire::RegisterPeer & request) {
+    if (peers_.size() >= max_peers || !shared_.may_dial(request.address)) {
+        return reply(wire::view_of(uint8_t(0)));
+    }
+    try {
+        peers_[request.peer] =
+            std::make_unique<PeerLink>(request.address, request.session_key, shared_.counters);
+        reply(wire::view_of(uint8_t(1)));
+    } catch (const std::exception & e) { // not a fault of the session: the host relays instead
+        shared_.log("cannot push to " + request.address + ", the host will relay: " + e.what());
+        reply(wire::view_of(uint8_t(0)));
+    }
+}
+
+void Session::push(const wire::PushTensor & request) {
+    const auto peer = peers_.find(request.peer);
+    if (peer == peers_.end()) {
+        throw ProtocolError("a tensor is pushed to a peer that was not registered");
+    }
+    if (request.range.size > wire::max_data_payload - sizeof(wire::PeerDataHead)) {
+        throw ProtocolError("a tensor is too large to be pushed at once");
+    }
+    const Buffers::Entry & entry = buffers_.checked(request.range);
+    wire::Bytes data(request.range.size);
+    read_bytes(entry, request.range.offset, data.data(), data.size());
+    peer->second->push(request.transfer, std::move(data));
+}
+
+void Session::await(const wire::AwaitTensor & request) {
+    const Buffers::Entry & entry = buffers_.checked(request.range);
+    const wire::Bytes data = mailbox_->take(request.transfer, [this] {
+        pollfd p{stream_.fd(), gone_events, 0};
+        if (::poll(&p, 1, 0) > 0) {
+            throw channel::TransportError("the host went away while a transfer was awaited");
+        }
+    });
+    if (data.size() != request.range.size) {
+        throw ProtocolError("a pushed tensor has another size than the one that is awaited");
+    }
+    write_bytes(entry, request.range.offset, data.data(), data.size());
+}
+
+void Session::serve_peer(const wire::Key & key) {
+    const std::shared_ptr<Mailbox> mailbox = shared_.find_mailbox(key);
+    done_ = true;
+    if (mailbox == nullptr) {
+        return reply_error("no session has this key");
+    }
+    reply(wire::view_of(uint8_t(1)));
+    std::string why = "the stage that pushes to this one closed its link";
+    try {
+        Command command;
+        while (read_header(command)) {
+            if (command == Command::peer_error) {
+                const wire::Bytes text = payload();
+                why = "the stage before: " + std::string(text.begin(), text.end());
+                break;
+            }
+            if (command != Command::peer_tensor_data) {
+                throw ProtocolError("a peer sends something else than tensors");
+            }
+            const auto h = head<wire::PeerDataHead>();
+            wire::Bytes data = payload();
+            shared_.counters.pushes_received++;
+            shared_.counters.push_bytes_received += data.size();
+            if (!mailbox->put(h.transfer, std::move(data))) {
+                return;
+            }
+        }
+    } catch (const std::exception & e) {
+        why = std::string("the link from the stage before: ") + e.what();
+    }
+    mailbox->fail(why);
+}
+
+} // namespace meshllm::server
