@@ -21,14 +21,14 @@ if(NOT llama_result EQUAL 0)
     message(FATAL_ERROR "llama.cpp could not be built; see the lines above")
 endif()
 string(REGEX REPLACE ".*\n" "" engine_folder "${llama_output}")
-set(LLAMA_ENGINE ${engine_folder} CACHE INTERNAL "programs and libraries of llama.cpp")
-set(LLAMA_SOURCE ${CMAKE_SOURCE_DIR}/third_party/llama.cpp CACHE INTERNAL "its source, for headers")
+set(MESH_ENGINE ${engine_folder} CACHE INTERNAL "programs and libraries of llama.cpp")
+set(MESH_LLAMA_SOURCE ${CMAKE_SOURCE_DIR}/third_party/llama.cpp CACHE INTERNAL "its source, for headers")
 
 foreach(library ggml-base ggml-cpu ggml)
     add_library(${library} SHARED IMPORTED GLOBAL)
     set_target_properties(${library} PROPERTIES
-        IMPORTED_LOCATION ${LLAMA_ENGINE}/${CMAKE_SHARED_LIBRARY_PREFIX}${library}${CMAKE_SHARED_LIBRARY_SUFFIX}
-        INTERFACE_INCLUDE_DIRECTORIES "${LLAMA_SOURCE}/ggml/include;${LLAMA_SOURCE}/ggml/src")
+        IMPORTED_LOCATION ${MESH_ENGINE}/${CMAKE_SHARED_LIBRARY_PREFIX}${library}${CMAKE_SHARED_LIBRARY_SUFFIX}
+        INTERFACE_INCLUDE_DIRECTORIES "${MESH_LLAMA_SOURCE}/ggml/include;${MESH_LLAMA_SOURCE}/ggml/src")
 endforeach()
 add_library(nlohmann_json INTERFACE)
-target_include_directories(nlohmann_json SYSTEM INTERFACE ${LLAMA_SOURCE}/vendor)
+target_include_directories(nlohmann_json SYSTEM INTERFACE ${MESH_LLAMA_SOURCE}/vendor)

@@ -116,7 +116,8 @@ def processor() -> str:
 def build_key(source_id: str, flags: dict[str, str], cc: str, cxx: str) -> str:
     parts = [source_id, *(f"{k}={v}" for k, v in sorted(flags.items())), *TARGETS, platform.machine()]
     for compiler in (cc, cxx):
-        parts.append(subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout)
+        version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+        parts.append(version.partition(" ")[2])  # without the name it was called by: cc and gcc are one
     if flags.get("GGML_NATIVE", "ON") != "OFF":
         parts.append(processor())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

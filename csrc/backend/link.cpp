@@ -13,28 +13,6 @@ namespace {
 constexpr size_t gather_limit = 64 << 10; // frames gathered before they are handed over anyway
 constexpr size_t copy_limit = 32 << 10;   // larger bodies are sent from where they lie
 
-template <class T>
-T stock_call(channel::Stream & stream, wire::Command command, wire::ByteView payload) {
-    return wire::exactly<T>(channel::call(stream, command, payload));
-}
-
-wire::DeviceInfo stock_device(channel::Stream & stream, uint32_t index) {
-    using wire::Command;
-    if (index >= stock_call<uint32_t>(stream, Command::device_count, {})) {
-        throw ProtocolError("the server has no device " + std::to_string(index));
-    }
-    wire::DeviceInfo info;
-    info.name = "RPC" + std::to_string(index);
-    info.description = "stock ggml-rpc-server";
-    info.alloc_rule = wire::AllocRule::ask;
-    info.alignment = stock_call<uint64_t>(stream, Command::get_alignment, wire::view_of(index));
-    info.max_size = stock_call<uint64_t>(stream, Command::get_max_size, wire::view_of(index));
-    const auto memory = stock_call<wire::DeviceMemory>(stream, Command::get_device_memory, wire::view_of(index));
-    info.memory_free = memory.free;
-    info.memory_total = memory.total;
-    return info;
-}
-
 } // namespace
 
 StageLink::StageLink(std::string label, StageConfig config, CountersFile & file, size_t index)
@@ -43,25 +21,15 @@ StageLink::StageLink(std::string label, StageConfig config, CountersFile & file,
 void StageLink::connect(double timeout_s) {
     channel::Stream stream = channel::Stream::connect(config_.address, timeout_s);
     stream.set_read_timeout(timeout_s);
-    mesh_ = channel::stock_hello(stream);
-    if (mesh_) {
-        const wire::MeshHelloReply hello = channel::mesh_hello(stream, ggml_version());
-        if (config_.device >= hello.devices.size()) {
-            throw ProtocolError("the server has no device " + std::to_string(config_.device));
-        }
-        device_ = hello.devices[config_.device];
-        session_key_ = hello.session_key;
-        graph_slots_ = std::min(hello.graph_slots, wire::max_graph_slots);
-        models_ = hello.models;
-    } else {
-        device_ = stock_device(stream, config_.device);
-        graph_slots_ = 1;
+    server_ = channel::introduce(stream, ggml_version());
+    if (config_.device >= server_.devices.size()) {
+        throw ProtocolError("the server has no device " + std::to_string(config_.device));
     }
     stream_.emplace(std::move(stream));
 }
 
 bool StageLink::has_model(const wire::Fingerprint & fingerprint) const {
-    return std::ranges::find(models_, fingerprint) != models_.end();
+    return std::ranges::find(server_.models, fingerprint) != server_.models.end();
 }
 
 bool StageLink::guarded(const std::function<void()> & work) {
@@ -80,7 +48,6 @@ bool StageLink::guarded(const std::function<void()> & work) {
 
 void StageLink::mark_lost(const std::string & why) {
     lost_ = true;
-    why_ = why;
     const std::string line = label_ + " (" + config_.name + ") is lost: " + why;
     GGML_LOG_ERROR("mesh-llm: %s\n", line.c_str());
     counters_.lost = 1;
@@ -196,7 +163,7 @@ void StageLink::read_replies() {
 void StageLink::begin_reply() {
     uint64_t size;
     std::memcpy(&size, head_, sizeof(size));
-    if (mesh_ && (size & wire::reply_error_bit)) {
+    if (mesh() && (size & wire::reply_error_bit)) {
         error_.emplace(std::min<uint64_t>(size & ~wire::reply_error_bit, wire::max_error_text));
     } else if (size != pending_.front().size) {
         throw ProtocolError("the server's answer has another size than was asked for");

@@ -27,10 +27,10 @@ class StageLink : public wire::AddressMap {
 
     const std::string & label() const { return label_; } // "STAGE0"
     const StageConfig & config() const { return config_; }
-    bool mesh() const { return mesh_; } // else a stock ggml-rpc-server
-    const wire::DeviceInfo & device() const { return device_; }
-    const wire::Key & session_key() const { return session_key_; }
-    uint32_t graph_slots() const { return graph_slots_; }
+    bool mesh() const { return server_.mesh; } // else a stock ggml-rpc-server
+    const wire::DeviceInfo & device() const { return server_.devices[config_.device]; }
+    const wire::Key & session_key() const { return server_.session_key; }
+    uint32_t graph_slots() const { return server_.graph_slots; }
     bool has_model(const wire::Fingerprint & fingerprint) const;
     bool lost() const { return lost_; }
     StageCounters & counters() { return counters_; }
@@ -73,7 +73,6 @@ class StageLink : public wire::AddressMap {
         size_t size;
     };
     void mark_lost(const std::string & why);
-    void check_alive() const;
     void exchange(wire::ByteView & out, bool until_replied, uint64_t ticket);
     void read_replies();
     void begin_reply();
@@ -84,12 +83,8 @@ class StageLink : public wire::AddressMap {
     StageCounters & counters_;
     std::recursive_mutex mutex_;
     std::optional<channel::Stream> stream_;
-    bool mesh_ = false, lost_ = false;
-    std::string why_;
-    wire::DeviceInfo device_;
-    wire::Key session_key_{};
-    uint32_t graph_slots_ = 0;
-    std::vector<wire::Fingerprint> models_;
+    bool lost_ = false;
+    channel::ServerInfo server_;
 
     wire::Bytes out_; // gathered frames
     std::deque<Pending> pending_;

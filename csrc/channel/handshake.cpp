@@ -48,16 +48,51 @@ bool stock_hello(Stream & stream) {
     return wire::announces_mesh(reply);
 }
 
-wire::MeshHelloReply mesh_hello(Stream & stream, const std::string & ggml_version) {
+namespace {
+
+template <class T>
+T stock_call(Stream & stream, wire::Command command, wire::ByteView payload) {
+    return wire::exactly<T>(call(stream, command, payload));
+}
+
+wire::DeviceInfo stock_device(Stream & stream, uint32_t index) {
+    wire::DeviceInfo info;
+    info.name = "RPC" + std::to_string(index);
+    info.description = "stock ggml-rpc-server";
+    info.alloc_rule = wire::AllocRule::ask;
+    info.alignment = stock_call<uint64_t>(stream, wire::Command::get_alignment, wire::view_of(index));
+    info.max_size = stock_call<uint64_t>(stream, wire::Command::get_max_size, wire::view_of(index));
+    const auto memory = stock_call<wire::DeviceMemory>(stream, wire::Command::get_device_memory, wire::view_of(index));
+    info.memory_free = memory.free;
+    info.memory_total = memory.total;
+    return info;
+}
+
+ServerInfo introduce_stock(Stream & stream) {
+    ServerInfo info;
+    const auto n = stock_call<uint32_t>(stream, wire::Command::device_count, {});
+    for (uint32_t i = 0; i < std::min(n, wire::max_devices); i++) {
+        info.devices.push_back(stock_device(stream, i));
+    }
+    return info;
+}
+
+} // namespace
+
+ServerInfo introduce(Stream & stream, const std::string & ggml_version) {
+    if (!stock_hello(stream)) {
+        return introduce_stock(stream);
+    }
     wire::MeshHello hello;
     hello.ggml_version = ggml_version;
     const wire::Bytes payload = call(stream, wire::Command::mesh_hello, wire::encode(hello));
-    const wire::MeshHelloReply reply = wire::decode_mesh_hello_reply(payload);
+    wire::MeshHelloReply reply = wire::decode_mesh_hello_reply(payload);
     if (reply.ggml_version != ggml_version) {
         throw ProtocolError("the server has ggml " + reply.ggml_version + ", we have " + ggml_version +
                             ": install the same version of mesh-llm on both machines");
     }
-    return reply;
+    return {true, reply.session_key, std::min(reply.graph_slots, wire::max_graph_slots), std::move(reply.devices),
+            std::move(reply.models)};
 }
 
 } // namespace meshllm::channel

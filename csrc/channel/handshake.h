@@ -18,7 +18,16 @@ wire::Bytes call(Stream & stream, wire::Command command, wire::ByteView payload)
 /// HELLO of ggml-rpc 7.0. True when the server announces our extensions. Throws ProtocolError for another version.
 bool stock_hello(Stream & stream);
 
-/// MESH_HELLO, after stock_hello returned true. Throws ProtocolError in words when the ggml versions differ.
-wire::MeshHelloReply mesh_hello(Stream & stream, const std::string & ggml_version);
+/// What a server says of itself.
+struct ServerInfo {
+    bool mesh = false; // else a stock ggml-rpc-server: no key, no models, one graph
+    wire::Key session_key{};
+    uint32_t graph_slots = 1;
+    std::vector<wire::DeviceInfo> devices;
+    std::vector<wire::Fingerprint> models;
+};
+
+/// All hellos of a fresh stream. Throws ProtocolError in words when the ggml versions differ.
+ServerInfo introduce(Stream & stream, const std::string & ggml_version);
 
 } // namespace meshllm::channel

@@ -88,7 +88,13 @@ class Writer {
   public:
     explicit Writer(Bytes & out) : out_(out) {}
 
-    void bytes(ByteView b) { out_.insert(out_.end(), b.begin(), b.end()); }
+    void bytes(ByteView b) {
+        const size_t at = out_.size();
+        out_.resize(at + b.size());
+        if (!b.empty()) {
+            std::memcpy(out_.data() + at, b.data(), b.size());
+        }
+    }
 
     template <class T>
     void put(T value) {

@@ -1,0 +1,110 @@
+"""Everything one start of llama-server needs, decided beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+from meshllm import rpc
+from meshllm.engine.binaries import Binaries
+from meshllm.engine.split import assign_layers, tensor_split
+from meshllm.errors import EngineError
+from meshllm.models import Model
+
+# KV memory would be read back over the network to be kept on the host: not worth it.
+_STAGE_OPTIONS = ("-ngl", "999", "--fit", "off", "--cache-ram", "0", "--ctx-checkpoints", "0")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One device of one device server, as the host and the other stages reach it."""
+
+    address: str
+    device: int
+    description: str
+    n_layers: int
+    has_model: bool
+    weight_bytes: int  # of its layers
+
+
+@dataclass(frozen=True)
+class EnginePlan:
+    model: Model
+    binaries: Binaries
+    stages: tuple[Stage, ...]
+    host_layers: int
+    host_device: str
+    extra_args: tuple[str, ...]
+
+    def command(self, socket: Path) -> list[str]:
+        """llama-server and its arguments; what the user gave comes last and so wins."""
+        args = [str(self.binaries.llama_server), "--model", self.model.files[0], "--alias", self.model.name]
+        args += ["--host", str(socket), "--log-verbosity", "4", "--offline"]
+        if self.stages:
+            devices = [*(f"STAGE{i}" for i in range(len(self.stages))), "HOST"]
+            layers = [*(stage.n_layers for stage in self.stages), self.host_layers]
+            args += ["--device", ",".join(devices), "--tensor-split", tensor_split(layers), *_STAGE_OPTIONS]
+        return [*args, *self.extra_args]
+
+    def backend_config(self, counters: Path) -> bytes:
+        """The JSON that MESH_LLM_BACKEND_CONFIG names; docs/architecture.md."""
+        stages = [{"name": s.address, "address": s.address, "device": s.device} for s in self.stages]
+        model = {"fingerprint": self.model.fingerprint().hex(), "files": self.model.files}
+        return orjson.dumps(
+            {"stages": stages, "host_device": self.host_device, "model": model, "counters": str(counters)}
+        )
+
+
+def plan_engine(
+    model: Model,
+    binaries: Binaries,
+    servers: Sequence[tuple[str, rpc.ServerInfo]],
+    split: Sequence[float] | None,
+    host_device: str | None,
+    extra_args: Sequence[str],
+) -> EnginePlan:
+    """`servers` are addresses with what they say of themselves, in the order of the layers. Raises EngineError.
+
+    `split` has one number per stage, and may have one more for the host's own share of layers; without it the stages
+    share by their free memory.
+    """
+    devices = [(address, i, device) for address, info in servers for i, device in enumerate(info.devices)]
+    weights = [float(device.memory_free) for _, _, device in devices] if split is None else list(split)
+    if len(weights) not in (len(devices), len(devices) + 1):
+        raise EngineError(
+            f"--tensor-split has {len(weights)} numbers for {len(devices)} stages; "
+            "give one for each, and one more if the host is to have layers"
+        )
+    host_weight = weights.pop() if len(weights) > len(devices) else 0.0
+    layers = assign_layers(model.n_layers, weights, host_weight) if devices else [model.n_layers]
+    sizes = _layer_bytes(model)
+    fingerprint = model.fingerprint().hex() if devices else ""
+    models = {address: info.models for address, info in servers}
+    stages = []
+    first = 0
+    for (address, index, device), n in zip(devices, layers[:-1], strict=True):
+        weight_bytes = sum(sizes[first : first + n])
+        has_model = fingerprint in models[address]
+        stages.append(Stage(address, index, device.description, n, has_model, weight_bytes))
+        first += n
+    device_name = host_device or _best_device()
+    return EnginePlan(model, binaries, tuple(stages), layers[-1], device_name, tuple(extra_args))
+
+
+def _layer_bytes(model: Model) -> list[int]:
+    sizes = [0] * model.n_layers
+    for tensor in model.info.tensors:
+        kind, _, rest = tensor.name.partition(".")
+        number = rest.partition(".")[0]
+        if kind == "blk" and number.isdigit() and int(number) < model.n_layers:
+            sizes[int(number)] += tensor.size
+    return sizes
+
+
+def _best_device() -> str:
+    """ggml's first GPU, or the CPU."""
+    devices = rpc.list_devices()
+    return next((d.name for d in devices if d.type in ("GPU", "IGPU")), "CPU")

@@ -1,0 +1,227 @@
+"""Keeps llama-server running: starts it, watches it and its stages, restarts it, ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from meshllm import rpc
+from meshllm.engine.counters import Counters, LinkState, read_counters
+from meshllm.engine.plan import EnginePlan
+from meshllm.engine.process import EngineProcess
+from meshllm.errors import EngineError, MeshLlmError
+
+_POLL_S = 0.2
+_PROBE_INTERVAL_S, _PROBE_TIMEOUT_S = 0.5, 2.0
+_FIRST_BACKOFF_S, _LAST_BACKOFF_S = 0.5, 30.0
+_STEADY_S = 60.0  # healthy for so long, a crash counts as the first again
+_MAX_FAILED_STARTS = 3
+_FOLDER_PREFIX = "mesh-llm-"
+_BUFFER_LINE = re.compile(r"load_tensors:\s+(\S+) model buffer size =\s+([\d.]+ MiB)")
+
+
+class EngineState(enum.StrEnum):
+    STARTING = "starting"
+    LOADING = "loading"
+    READY = "ready"
+    STAGE_LOST = "stage lost"  # until all stages answer again
+    CRASHED = "crashed"  # until the next start
+
+
+class Engine:
+    """One model, served. `run()` lives as long as the engine should; the rest may be asked meanwhile.
+
+    `say` gets one line per event, `progress` the present step of loading.
+    """
+
+    def __init__(
+        self,
+        plan: EnginePlan,
+        say: Callable[[str], None],
+        progress: Callable[[str], None],
+        log_file: IO[str] | None = None,
+    ) -> None:
+        self.plan = plan
+        self.state = EngineState.STARTING
+        self.restarts = 0
+        self.reason = ""  # why it is not ready
+        self._say = say
+        self._progress = progress
+        self._log_file = log_file
+        self._ready = asyncio.Event()
+        self._buffers: dict[str, str] = {}
+        remove_stale_folders()
+        self._folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-"))
+        self.socket = self._folder / "engine.sock"
+        self._counters_path = self._folder / "counters.bin"
+
+    def counters(self) -> Counters:
+        return read_counters(self._counters_path)
+
+    async def wait_ready(self, timeout_s: float) -> bool:
+        """Whether requests can be served; waits for it while the engine loads."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self.state is not EngineState.STAGE_LOST and not self._ready.is_set():
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._ready.wait(), _POLL_S)
+        return self.state is EngineState.READY
+
+    async def run(self) -> None:
+        """Returns only by cancellation, or raises EngineError when the model cannot be served here."""
+        backoff_s, failed_starts = _FIRST_BACKOFF_S, 0
+        try:
+            while True:
+                began = time.monotonic()
+                was_ready = await self._run_once()
+                if self.state is EngineState.STAGE_LOST:
+                    failed_starts = 0
+                    await self._wait_for_stages()
+                else:
+                    failed_starts = 0 if was_ready else failed_starts + 1
+                    if failed_starts and (self.restarts == 0 or failed_starts >= _MAX_FAILED_STARTS):
+                        raise EngineError(f"cannot serve {self.plan.model.name}: {self.reason}")
+                    if was_ready and time.monotonic() - began > _STEADY_S:
+                        backoff_s = _FIRST_BACKOFF_S
+                    self._say(f"llama-server ended ({self.reason}); starting it again in {backoff_s:g} s")
+                    await asyncio.sleep(backoff_s)
+                    backoff_s = min(2 * backoff_s, _LAST_BACKOFF_S)
+                self.restarts += 1
+        finally:
+            self._ready.clear()
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _environment(self) -> dict[str, str]:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("GGML_BACKEND_PATH", "MESH_LLM_"))}
+        if self.plan.stages:
+            config = self._folder / "backend.json"
+            config.write_bytes(self.plan.backend_config(self._counters_path))
+            environment["GGML_BACKEND_PATH"] = str(self.plan.binaries.backend)
+            environment["MESH_LLM_BACKEND_CONFIG"] = str(config)
+        return environment
+
+    async def _run_once(self) -> bool:
+        """One life of llama-server. True when it was ready at some time; `state` and `reason` say why it ended."""
+        self.socket.unlink(missing_ok=True)
+        self._counters_path.write_bytes(bytes(8192))
+        self._buffers.clear()
+        self.state, self.reason = EngineState.LOADING, "the model is loading"
+        command = self.plan.command(self.socket)
+        process = EngineProcess(
+            self.plan.binaries.leash, command, self._environment(), self.socket, self._read_line, self._log_file
+        )
+        was_ready = False
+        async with process, asyncio.TaskGroup() as group:
+            tasks = {
+                "ended": group.create_task(process.wait(), name="engine end"),
+                "healthy": group.create_task(process.wait_healthy(), name="engine health"),
+                "lost": group.create_task(self._watch_stages(), name="engine stages"),
+            }
+            while True:
+                pending = {task for task in tasks.values() if not task.done()}
+                done, _ = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                if tasks["lost"] in done:
+                    await self._let_errors_out(tasks["ended"])
+                    break
+                if tasks["ended"] in done:
+                    self._note_end(process, tasks["ended"].result(), was_ready)
+                    break
+                was_ready = True
+                self._become_ready()
+            for task in tasks.values():
+                task.cancel()
+        return was_ready
+
+    def _become_ready(self) -> None:
+        self.state, self.reason = EngineState.READY, ""
+        self._ready.set()
+        self._say(f"ready: {self.plan.model.name}{self._where()}")
+
+    def _note_end(self, process: EngineProcess, status: int, was_ready: bool) -> None:
+        self._ready.clear()
+        lost = self.counters().state is LinkState.LOST
+        self.state = EngineState.STAGE_LOST if lost else EngineState.CRASHED
+        if lost:
+            self.reason = self.counters().error
+        elif was_ready:
+            self.reason = f"signal {status - 128}" if status > 128 else f"exit status {status}"
+        else:
+            self.reason = process.last_error()
+        if lost:
+            self._say(self.reason)
+
+    async def _watch_stages(self) -> None:
+        """Returns when the library reports a lost stage."""
+        while True:
+            await asyncio.sleep(_POLL_S)
+            counters = self.counters()
+            if self.state is EngineState.LOADING and self.plan.stages:
+                self._report_loading(counters)
+            if counters.state is LinkState.LOST:
+                self._ready.clear()
+                self.state, self.reason = EngineState.STAGE_LOST, counters.error
+                self._say(f"{counters.error}; requests fail until it is back")
+                return
+
+    async def _let_errors_out(self, ended: asyncio.Task[int]) -> None:
+        """llama-server lives on until the stages are back, so that its clients get their answers."""
+        waiting = asyncio.create_task(self._wait_for_stages(), name="stages")
+        try:
+            await asyncio.wait({waiting, ended}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await waiting
+
+    async def _wait_for_stages(self) -> None:
+        missing = {stage.address for stage in self.plan.stages}
+        while missing:
+            for address in sorted(missing):
+                with contextlib.suppress(MeshLlmError):
+                    await asyncio.to_thread(rpc.probe, address, _PROBE_TIMEOUT_S)
+                    missing.discard(address)
+            if missing:
+                await asyncio.sleep(_PROBE_INTERVAL_S)
+
+    # --- what is loaded where ---
+
+    def _read_line(self, line: str) -> None:
+        if match := _BUFFER_LINE.search(line):
+            self._buffers[match[1]] = match[2]
+            if not self.plan.stages:
+                self._progress(f"loading {self.plan.model.name}{self._where()}")
+
+    def _where(self) -> str:
+        parts = []
+        for device, size in self._buffers.items():
+            number = device.removeprefix("STAGE")
+            stage = self.plan.stages[int(number)] if number.isdigit() else None
+            parts.append(f"{device} {stage.address}: {size}" if stage else f"{device}: {size}")
+        return f" ({', '.join(parts)})" if parts else ""
+
+    def _report_loading(self, counters: Counters) -> None:
+        loaded = sum(c["weight_bytes_local"] + c["weight_bytes_sent"] for c in counters.stages)
+        expected = sum(stage.weight_bytes for stage in self.plan.stages)
+        percent = min(100, 100 * loaded // expected) if expected else 100
+        self._progress(f"loading {self.plan.model.name}: {percent} %{self._where()}")
+
+
+def remove_stale_folders() -> None:
+    """What an mesh-llm that was killed has left behind."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER_PREFIX}[0-9]*-*"):
+        pid = folder.name.removeprefix(_FOLDER_PREFIX).split("-")[0]
+        try:
+            os.kill(int(pid), 0)
+        except ProcessLookupError:
+            shutil.rmtree(folder, ignore_errors=True)
+        except (ValueError, PermissionError):
+            continue

@@ -1,0 +1,27 @@
+"""The data plane in Python: the compiled extension, and what is known of models by their files."""
+
+try:
+    from meshllm.rpc._native import DeviceServer, ggml_version, list_devices, probe, read_gguf, split_parts
+except ModuleNotFoundError as error:  # pragma: no cover - only in a tree that was never built
+    if error.name != "meshllm.rpc._native":
+        raise
+    raise ModuleNotFoundError(
+        "meshllm's compiled extension is missing: run `pip install .` in the checkout, and start Python elsewhere",
+        name=error.name,
+    ) from None
+from meshllm.rpc.fingerprint import fingerprint
+from meshllm.rpc.types import DeviceInfo, GgufInfo, ServerInfo, TensorInfo
+
+__all__ = [
+    "DeviceInfo",
+    "DeviceServer",
+    "GgufInfo",
+    "ServerInfo",
+    "TensorInfo",
+    "fingerprint",
+    "ggml_version",
+    "list_devices",
+    "probe",
+    "read_gguf",
+    "split_parts",
+]
