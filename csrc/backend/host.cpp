@@ -23,8 +23,12 @@ struct HostBackend {
     std::vector<StageLink *> awaited; // stages whose result the next graph needs
 };
 
-Host & host_of(ggml_backend_dev_t device) { return *static_cast<Host *>(device->context); }
-HostBackend & of(ggml_backend_t backend) { return *static_cast<HostBackend *>(backend->context); }
+Host & host_of(ggml_backend_dev_t device) {
+    return *static_cast<Host *>(device->context);
+}
+HostBackend & of(ggml_backend_t backend) {
+    return *static_cast<HostBackend *>(backend->context);
+}
 
 ggml_guid_t host_guid() {
     static ggml_guid guid = {'m', 'e', 's', 'h', '-', 'l', 'l', 'm', ' ', 'h', 'o', 's', 't', 0, 0, 1};
@@ -33,7 +37,9 @@ ggml_guid_t host_guid() {
 
 // --- backend ---
 
-const char * backend_name(ggml_backend_t /*backend*/) { return "HOST"; }
+const char * backend_name(ggml_backend_t /*backend*/) {
+    return "HOST";
+}
 
 void backend_free(ggml_backend_t backend) {
     delete &of(backend);
@@ -54,11 +60,13 @@ bool arrive(HostBackend & self) {
     return ok;
 }
 
-void set_tensor_async(ggml_backend_t backend, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
+void set_tensor_async(ggml_backend_t backend, ggml_tensor * tensor, const void * data, size_t offset,
+                      size_t size) {
     ggml_backend_tensor_set_async(of(backend).inner.get(), tensor, data, offset, size);
 }
 
-void get_tensor_async(ggml_backend_t backend, const ggml_tensor * tensor, void * data, size_t offset, size_t size) {
+void get_tensor_async(ggml_backend_t backend, const ggml_tensor * tensor, void * data, size_t offset,
+                      size_t size) {
     ggml_backend_tensor_get_async(of(backend).inner.get(), tensor, data, offset, size);
 }
 
@@ -102,7 +110,8 @@ ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph * graph) {
     return ggml_backend_graph_compute_async(self.inner.get(), graph);
 }
 
-void graph_optimize(ggml_backend_t backend, ggml_cgraph * graph, ggml_backend_graph_optimize_params * params) {
+void graph_optimize(ggml_backend_t backend, ggml_cgraph * graph,
+                    ggml_backend_graph_optimize_params * params) {
     ggml_backend_t inner = of(backend).inner.get();
     if (inner->iface.graph_optimize != nullptr) {
         inner->iface.graph_optimize(inner, graph, params);
@@ -111,7 +120,9 @@ void graph_optimize(ggml_backend_t backend, ggml_cgraph * graph, ggml_backend_gr
 
 // --- events: the inner device's where it has them; a device without them has computed when it returns ---
 
-ggml_backend_event_t inner_event(ggml_backend_event_t event) { return static_cast<ggml_backend_event_t>(event->context); }
+ggml_backend_event_t inner_event(ggml_backend_event_t event) {
+    return static_cast<ggml_backend_event_t>(event->context);
+}
 
 ggml_backend_event_t event_new(ggml_backend_dev_t device) {
     return new ggml_backend_event{device, ggml_backend_event_new(host_of(device).inner)};
@@ -161,7 +172,9 @@ const ggml_backend_i backend_interface = {
 
 // --- device: all but the backend is the inner device's ---
 
-const char * device_name(ggml_backend_dev_t /*device*/) { return "HOST"; }
+const char * device_name(ggml_backend_dev_t /*device*/) {
+    return "HOST";
+}
 
 const char * device_description(ggml_backend_dev_t device) {
     return ggml_backend_dev_description(host_of(device).inner);
@@ -171,7 +184,9 @@ void device_memory(ggml_backend_dev_t device, size_t * free, size_t * total) {
     ggml_backend_dev_memory(host_of(device).inner, free, total);
 }
 
-enum ggml_backend_dev_type device_type(ggml_backend_dev_t /*device*/) { return GGML_BACKEND_DEVICE_TYPE_GPU; }
+enum ggml_backend_dev_type device_type(ggml_backend_dev_t /*device*/) {
+    return GGML_BACKEND_DEVICE_TYPE_GPU;
+}
 
 void device_props(ggml_backend_dev_t device, ggml_backend_dev_props * props) {
     ggml_backend_dev_get_props(host_of(device).inner, props);
@@ -187,7 +202,8 @@ ggml_backend_t init_backend(ggml_backend_dev_t device, const char * params) {
         return nullptr;
     }
     auto threads = std::make_unique<compute::CpuThreads>(inner.get(), compute::default_threads());
-    auto self = std::make_unique<HostBackend>(HostBackend{&host_of(device), std::move(inner), std::move(threads), {}, {}});
+    auto self = std::make_unique<HostBackend>(
+        HostBackend{&host_of(device), std::move(inner), std::move(threads), {}, {}});
     return new ggml_backend{host_guid(), backend_interface, device, self.release()};
 }
 
@@ -199,7 +215,8 @@ ggml_backend_buffer_type_t host_buffer_type(ggml_backend_dev_t device) {
     return ggml_backend_dev_host_buffer_type(host_of(device).inner);
 }
 
-ggml_backend_buffer_t buffer_from_host_ptr(ggml_backend_dev_t device, void * p, size_t size, size_t max_tensor_size) {
+ggml_backend_buffer_t buffer_from_host_ptr(ggml_backend_dev_t device, void * p, size_t size,
+                                           size_t max_tensor_size) {
     return ggml_backend_dev_buffer_from_host_ptr(host_of(device).inner, p, size, max_tensor_size);
 }
 
@@ -233,7 +250,9 @@ const ggml_backend_device_i device_interface = {
     /* .event_synchronize    = */ event_synchronize,
 };
 
-bool is_host(ggml_backend_dev_t device) { return device != nullptr && device->iface.get_name == device_name; }
+bool is_host(ggml_backend_dev_t device) {
+    return device != nullptr && device->iface.get_name == device_name;
+}
 
 } // namespace
 
@@ -256,8 +275,8 @@ ggml_backend_buffer_type_t * extra_buffer_types(ggml_backend_dev_t device) {
         return nullptr;
     }
     ggml_backend_dev_t inner = host_of(device).inner;
-    auto * get = reinterpret_cast<ggml_backend_dev_get_extra_bufts_t>(
-        ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(inner), "ggml_backend_dev_get_extra_bufts"));
+    auto * get = reinterpret_cast<ggml_backend_dev_get_extra_bufts_t>(ggml_backend_reg_get_proc_address(
+        ggml_backend_dev_backend_reg(inner), "ggml_backend_dev_get_extra_bufts"));
     return get == nullptr ? nullptr : get(inner);
 }
 

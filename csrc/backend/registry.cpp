@@ -19,11 +19,17 @@ struct Mesh {
     ggml_backend_reg reg{};
 };
 
-Mesh & mesh_of(ggml_backend_reg_t reg) { return *static_cast<Mesh *>(reg->context); }
+Mesh & mesh_of(ggml_backend_reg_t reg) {
+    return *static_cast<Mesh *>(reg->context);
+}
 
-const char * reg_name(ggml_backend_reg_t /*reg*/) { return "MESH"; }
+const char * reg_name(ggml_backend_reg_t /*reg*/) {
+    return "MESH";
+}
 
-size_t device_count(ggml_backend_reg_t reg) { return mesh_of(reg).stages.size() + 1; }
+size_t device_count(ggml_backend_reg_t reg) {
+    return mesh_of(reg).stages.size() + 1;
+}
 
 ggml_backend_dev_t get_device(ggml_backend_reg_t reg, size_t index) {
     Mesh & mesh = mesh_of(reg);

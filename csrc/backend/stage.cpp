@@ -9,7 +9,9 @@ namespace meshllm::backend {
 
 namespace {
 
-Stage & device_stage(ggml_backend_dev_t device) { return *static_cast<Stage *>(device->context); }
+Stage & device_stage(ggml_backend_dev_t device) {
+    return *static_cast<Stage *>(device->context);
+}
 
 ggml_guid_t stage_guid() {
     static ggml_guid guid = {'m', 'e', 's', 'h', '-', 'l', 'l', 'm', ' ', 's', 't', 'a', 'g', 'e', 0, 1};
@@ -41,20 +43,27 @@ void event_record(ggml_backend_t backend, ggml_backend_event_t event) {
     static_cast<EventContext *>(event->context)->ticket = stage_of(backend)->link->ticket();
 }
 
-void event_wait(ggml_backend_t /*backend*/, ggml_backend_event_t /*event*/) {} // one stream: in order by itself
+void event_wait(ggml_backend_t /*backend*/, ggml_backend_event_t /*event*/) {
+} // one stream: in order by itself
 
 // --- backend ---
 
-const char * backend_name(ggml_backend_t backend) { return stage_of(backend)->name.c_str(); }
+const char * backend_name(ggml_backend_t backend) {
+    return stage_of(backend)->name.c_str();
+}
 
-void backend_free(ggml_backend_t backend) { delete backend; }
+void backend_free(ggml_backend_t backend) {
+    delete backend;
+}
 
-void set_tensor_async(ggml_backend_t backend, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
+void set_tensor_async(ggml_backend_t backend, ggml_tensor * tensor, const void * data, size_t offset,
+                      size_t size) {
     Stage & stage = *stage_of(backend);
     stage.link->guarded([&] { queue_set(stage, tensor, data, offset, size); });
 }
 
-void get_tensor_async(ggml_backend_t backend, const ggml_tensor * tensor, void * data, size_t offset, size_t size) {
+void get_tensor_async(ggml_backend_t backend, const ggml_tensor * tensor, void * data, size_t offset,
+                      size_t size) {
     Stage & stage = *stage_of(backend);
     stage.link->guarded([&] { queue_get(stage, tensor, data, offset, size); });
 }
@@ -95,20 +104,22 @@ std::optional<uint32_t> peer_number(Stage & from, Stage & to) {
             number = next;
         } else {
             GGML_LOG_WARN("mesh-llm: %s (%s) cannot reach %s at %s: the host relays between them\n",
-                          from.link->label().c_str(), from.link->config().name.c_str(), to.link->label().c_str(),
-                          request.address.c_str());
+                          from.link->label().c_str(), from.link->config().name.c_str(),
+                          to.link->label().c_str(), request.address.c_str());
         }
     }
     from.peers[to.link.get()] = number;
     return number;
 }
 
-void push(Stage & from, Stage & to, uint32_t peer, const ggml_tensor * src, const ggml_tensor * dst, size_t size) {
+void push(Stage & from, Stage & to, uint32_t peer, const ggml_tensor * src, const ggml_tensor * dst,
+          size_t size) {
     const uint64_t transfer = next_transfer();
     from.link->send(wire::Command::push_tensor_to_peer,
                     wire::view_of(wire::PushTensor{peer, transfer, range_of(src, 0, size)}));
     from.link->flush();
-    to.link->send(wire::Command::await_tensor, wire::view_of(wire::AwaitTensor{transfer, range_of(dst, 0, size)}));
+    to.link->send(wire::Command::await_tensor,
+                  wire::view_of(wire::AwaitTensor{transfer, range_of(dst, 0, size)}));
     from.link->counters().pushes++;
     from.link->counters().push_bytes += size;
 }
@@ -182,10 +193,12 @@ const ggml_backend_i backend_interface = {
 
 // --- which operators the remote device computes ---
 
-// Sizes that grow with the context or the batch must not make every new shape ask again, at a round trip each.
-// Devices decide by types, layout, the exact length of rows, and whether there are several of them. The length of the
-// context is a multiple of 256, so these are one class.
-uint64_t row_class(int64_t n) { return n > 0 && n % 256 == 0 ? 256 : static_cast<uint64_t>(n); }
+// Sizes that grow with the context or the batch must not make every new shape ask again, at a round trip
+// each. Devices decide by types, layout, the exact length of rows, and whether there are several of them. The
+// length of the context is a multiple of 256, so these are one class.
+uint64_t row_class(int64_t n) {
+    return n > 0 && n % 256 == 0 ? 256 : static_cast<uint64_t>(n);
+}
 
 void add_to_key(wire::Writer & w, const ggml_tensor * t) {
     w.varint(static_cast<uint64_t>(t->type) + 1);
@@ -193,9 +206,10 @@ void add_to_key(wire::Writer & w, const ggml_tensor * t) {
     for (int i = 1; i < wire::n_dims; i++) {
         w.varint(static_cast<uint64_t>(std::min<int64_t>(t->ne[i], 2)));
     }
-    w.put(static_cast<uint8_t>(ggml_is_contiguous(t) | ggml_is_contiguous_1(t) << 1 | ggml_is_contiguous_2(t) << 2 |
-                               ggml_is_permuted(t) << 3 | ggml_is_transposed(t) << 4 |
-                               (t->nb[0] == ggml_type_size(t->type)) << 5 | (t->view_src != nullptr) << 6));
+    w.put(static_cast<uint8_t>(ggml_is_contiguous(t) | ggml_is_contiguous_1(t) << 1 |
+                               ggml_is_contiguous_2(t) << 2 | ggml_is_permuted(t) << 3 |
+                               ggml_is_transposed(t) << 4 | (t->nb[0] == ggml_type_size(t->type)) << 5 |
+                               (t->view_src != nullptr) << 6));
 }
 
 std::string support_key(const ggml_tensor * op) {
@@ -249,7 +263,8 @@ bool supports_op(ggml_backend_dev_t device, const ggml_tensor * op) {
     if (!link.mesh()) {
         return true; // stock cannot be asked; its own client assumes the same
     }
-    bool supported = true; // of a lost stage too: its graph then fails, where the scheduler would abort without a place
+    bool supported =
+        true; // of a lost stage too: its graph then fails, where the scheduler would abort without a place
     link.guarded([&] {
         const std::string key = support_key(op);
         auto known = stage.supported_ops.find(key);
@@ -263,8 +278,12 @@ bool supports_op(ggml_backend_dev_t device, const ggml_tensor * op) {
 
 // --- device ---
 
-const char * device_name(ggml_backend_dev_t device) { return device_stage(device).name.c_str(); }
-const char * device_description(ggml_backend_dev_t device) { return device_stage(device).description.c_str(); }
+const char * device_name(ggml_backend_dev_t device) {
+    return device_stage(device).name.c_str();
+}
+const char * device_description(ggml_backend_dev_t device) {
+    return device_stage(device).description.c_str();
+}
 
 void device_memory(ggml_backend_dev_t device, size_t * free, size_t * total) {
     const wire::DeviceInfo & info = device_stage(device).link->device();
@@ -273,7 +292,9 @@ void device_memory(ggml_backend_dev_t device, size_t * free, size_t * total) {
 }
 
 // llama.cpp gives layers only to GPUs; what the remote device really is stands in its description.
-enum ggml_backend_dev_type device_type(ggml_backend_dev_t /*device*/) { return GGML_BACKEND_DEVICE_TYPE_GPU; }
+enum ggml_backend_dev_type device_type(ggml_backend_dev_t /*device*/) {
+    return GGML_BACKEND_DEVICE_TYPE_GPU;
+}
 
 void device_props(ggml_backend_dev_t device, ggml_backend_dev_props * props) {
     props->name = device_name(device);
@@ -288,7 +309,9 @@ ggml_backend_t init_backend(ggml_backend_dev_t device, const char * /*params*/) 
     return new ggml_backend{stage_guid(), backend_interface, device, &device_stage(device)};
 }
 
-ggml_backend_buffer_type_t buffer_type(ggml_backend_dev_t device) { return &device_stage(device).buffer_type; }
+ggml_backend_buffer_type_t buffer_type(ggml_backend_dev_t device) {
+    return &device_stage(device).buffer_type;
+}
 
 bool supports_buft(ggml_backend_dev_t device, ggml_backend_buffer_type_t type) {
     return type == &device_stage(device).buffer_type;
@@ -315,8 +338,9 @@ const ggml_backend_device_i device_interface = {
 } // namespace
 
 Stage * stage_of(ggml_backend_t backend) {
-    return backend != nullptr && ggml_guid_matches(backend->guid, stage_guid()) ? static_cast<Stage *>(backend->context)
-                                                                                : nullptr;
+    return backend != nullptr && ggml_guid_matches(backend->guid, stage_guid())
+               ? static_cast<Stage *>(backend->context)
+               : nullptr;
 }
 
 void make_stage_device(Stage & stage, ggml_backend_reg_t reg) {

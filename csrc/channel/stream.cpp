@@ -28,7 +28,9 @@ constexpr int send_flags = MSG_NOSIGNAL;
 constexpr int send_flags = 0; // macOS: SO_NOSIGPIPE in tune()
 #endif
 
-std::string reason(int error) { return std::strerror(error); }
+std::string reason(int error) {
+    return std::strerror(error);
+}
 
 struct HostPort {
     std::string host, port;
@@ -91,10 +93,12 @@ Fd open_socket(int family) {
     return fd;
 }
 
-void set_option(int fd, int level, int option, int value) { ::setsockopt(fd, level, option, &value, sizeof(value)); }
+void set_option(int fd, int level, int option, int value) {
+    ::setsockopt(fd, level, option, &value, sizeof(value));
+}
 
-// Small frames must leave at once, and a machine that lost its power must be noticed although it says nothing:
-// probes after 4 s of silence, death after 3 more, and unacknowledged data gives up after 10 s.
+// Small frames must leave at once, and a machine that lost its power must be noticed although it says
+// nothing: probes after 4 s of silence, death after 3 more, and unacknowledged data gives up after 10 s.
 void tune(int fd, bool tcp) {
 #ifdef SO_NOSIGPIPE
     set_option(fd, SOL_SOCKET, SO_NOSIGPIPE, 1);
@@ -212,7 +216,8 @@ bool Stream::read_exactly(std::span<uint8_t> out) {
             continue;
         }
         if (n < 0) {
-            throw TransportError(error == EAGAIN ? "the peer is silent" : "the connection is lost: " + reason(error));
+            throw TransportError(error == EAGAIN ? "the peer is silent"
+                                                 : "the connection is lost: " + reason(error));
         }
         if (n == 0) {
             if (done == 0) {
@@ -245,7 +250,9 @@ void Stream::write_all(std::span<const uint8_t> head, std::span<const uint8_t> b
     }
 }
 
-void Stream::shutdown() { ::shutdown(fd_.get(), SHUT_RDWR); }
+void Stream::shutdown() {
+    ::shutdown(fd_.get(), SHUT_RDWR);
+}
 
 size_t Stream::read_some(std::span<uint8_t> out) {
     const ssize_t n = ::recv(fd_.get(), out.data(), out.size(), MSG_DONTWAIT);
@@ -255,7 +262,8 @@ size_t Stream::read_some(std::span<uint8_t> out) {
     if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)) {
         return 0;
     }
-    throw TransportError(n == 0 ? "the peer closed the connection" : "the connection is lost: " + reason(errno));
+    throw TransportError(n == 0 ? "the peer closed the connection"
+                                : "the connection is lost: " + reason(errno));
 }
 
 size_t Stream::write_some(std::span<const uint8_t> data) {
@@ -298,7 +306,7 @@ std::string bound_address(int fd, const std::string & host) {
 
 // A socket file whose owner is gone would block the path for ever; one that answers belongs to somebody.
 void remove_stale(const std::string & path) {
-    struct stat info {};
+    struct stat info{};
     if (::lstat(path.c_str(), &info) != 0 || !S_ISSOCK(info.st_mode)) {
         return;
     }
@@ -329,7 +337,9 @@ Listener::Listener(const std::string & address) {
     address_ = bound_address(fd_.get(), host_port(address).host);
 }
 
-Listener::~Listener() { close(); }
+Listener::~Listener() {
+    close();
+}
 
 Stream Listener::accept() {
     for (;;) {
@@ -340,7 +350,8 @@ Stream Listener::accept() {
             return Stream(Fd(fd));
         }
         if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
-            ::poll(nullptr, 0, 100); // out of descriptors: others will close; the backlog keeps the caller waiting
+            ::poll(nullptr, 0,
+                   100); // out of descriptors: others will close; the backlog keeps the caller waiting
         } else if (errno != EINTR && errno != ECONNABORTED) {
             throw TransportError("no longer listening on " + address_ + ": " + reason(errno));
         }

@@ -8,7 +8,6 @@
 #include <cstdio>
 #include <cstring>
 #include <memory>
-#include <regex>
 #include <sys/stat.h>
 
 namespace meshllm::gguf {
@@ -16,40 +15,108 @@ namespace meshllm::gguf {
 namespace {
 
 using Context = std::unique_ptr<gguf_context, decltype(&gguf_free)>;
+using Shapes = std::unique_ptr<ggml_context, decltype(&ggml_free)>;
 
-// ggml's reader trusts counts in so far as it reserves memory for them: compare them with the file's size first.
+// ggml's reader takes lengths and counts as far as the file reaches, and a model's file reaches far: a string
+// of 1 GiB would be read. The vocabularies of today's models take up to 20 MB, the largest models have some
+// 50000 tensors.
+constexpr uint64_t max_header = 128u << 20; // bytes
+constexpr uint64_t max_tensors = 1u << 18;
 constexpr uint64_t smallest_tensor_info = 24, smallest_key_value = 13; // bytes
 
-uint64_t regular_file_size(const std::string & path) {
-    struct stat info {};
-    if (::stat(path.c_str(), &info) != 0) {
-        throw GgufError("cannot open " + path + ": " + std::strerror(errno));
-    }
-    if (!S_ISREG(info.st_mode)) {
-        throw GgufError(path + " is not a file");
-    }
-    return static_cast<uint64_t>(info.st_size);
+[[noreturn]] void broken(const std::string & path, const std::string & why) {
+    throw GgufError(path + " is truncated or broken: " + why + "; download it again");
 }
 
-void check_head(const std::string & path, uint64_t size) {
-    struct {
-        char magic[4];
-        uint32_t version;
-        uint64_t n_tensors, n_keys;
-    } head{};
-    static_assert(sizeof(head) == 24);
-    const std::unique_ptr<FILE, int (*)(FILE *)> file(std::fopen(path.c_str(), "rb"), std::fclose);
-    if (!file) {
-        throw GgufError("cannot open " + path + ": " + std::strerror(errno));
-    }
-    const size_t n = std::fread(&head, 1, sizeof(head), file.get());
-    if (n < sizeof(head.magic) || std::memcmp(head.magic, "GGUF", 4) != 0) {
-        throw GgufError(path + " is not a GGUF file");
-    }
-    if (n < sizeof(head) || head.n_tensors > size / smallest_tensor_info || head.n_keys > size / smallest_key_value) {
-        throw GgufError(path + " is truncated or broken; download it again");
-    }
+/// A name out of a file, fit for a line on a terminal.
+std::string printable(std::string name) {
+    std::replace_if(name.begin(), name.end(), [](unsigned char c) { return c < ' ' || c > '~'; }, '?');
+    return "'" + name + "'";
 }
+
+/// A regular file, read in order through a buffer.
+class Reader {
+  public:
+    explicit Reader(const std::string & path) : path_(path), file_(nullptr, std::fclose) {
+        // a pipe would block in open(), and the system would cut the name at a zero
+        struct stat info{};
+        if (path.find('\0') != std::string::npos) {
+            throw GgufError("the name of a model file holds a zero byte");
+        }
+        if (::stat(path.c_str(), &info) != 0) {
+            throw GgufError("cannot open " + path + ": " + std::strerror(errno));
+        }
+        if (!S_ISREG(info.st_mode)) {
+            throw GgufError(path + " is not a file; name a .gguf file");
+        }
+        file_.reset(std::fopen(path.c_str(), "rbe"));
+        if (!file_ || ::fstat(::fileno(file_.get()), &info) != 0) {
+            throw GgufError("cannot open " + path + ": " + std::strerror(errno));
+        }
+        size_ = static_cast<uint64_t>(info.st_size);
+    }
+
+    uint64_t size() const { return size_; }
+
+    /// The number of bytes read, fewer than `size` only at the end of the file.
+    size_t read(void * out, uint64_t offset, size_t size) {
+        if (offset != position_ && ::fseeko(file_.get(), static_cast<off_t>(offset), SEEK_SET) != 0) {
+            return 0;
+        }
+        const size_t n = std::fread(out, 1, size, file_.get());
+        position_ = offset + n;
+        return n;
+    }
+
+    /// Throws GgufError for what ggml's reader would refuse without a word, or read for ever.
+    void check_head() {
+        struct {
+            char magic[4];
+            uint32_t version;
+            uint64_t n_tensors, n_keys;
+        } head{};
+        static_assert(sizeof(head) == 24);
+        const size_t n = read(&head, 0, sizeof(head));
+        if (n == 0) {
+            throw GgufError(path_ + " is empty; download it again");
+        }
+        if (n < sizeof(head.magic) || std::memcmp(head.magic, GGUF_MAGIC, sizeof(head.magic)) != 0) {
+            throw GgufError(path_ + " is not a GGUF file; name a .gguf file");
+        }
+        if (n < sizeof(head)) {
+            broken(path_, "it ends in its header");
+        }
+        if (head.version < 2 || head.version > GGUF_VERSION) { // includes files of the other byte order
+            throw GgufError(path_ + " is GGUF version " + std::to_string(head.version) +
+                            ", and versions 2 to " + std::to_string(GGUF_VERSION) +
+                            " can be read; get the model in one of these");
+        }
+        if (head.n_tensors > std::min(size_ / smallest_tensor_info, max_tensors) ||
+            head.n_keys > size_ / smallest_key_value) {
+            broken(path_, "its header claims more than the file can hold");
+        }
+    }
+
+    /// ggml's view of the file's header, and through `shapes` of its tensors.
+    Context parse(Shapes & shapes) {
+        const auto callback = [](void * reader, void * out, uint64_t offset, size_t n) {
+            return static_cast<Reader *>(reader)->read(out, offset, n);
+        };
+        ggml_context * context = nullptr;
+        Context g(gguf_init_from_callback(callback, this, 0, std::min(size_, max_header), {true, &context}),
+                  gguf_free);
+        shapes.reset(context);
+        if (!g) {
+            broken(path_, "its header cannot be read");
+        }
+        return g;
+    }
+
+  private:
+    std::string path_;
+    std::unique_ptr<FILE, int (*)(FILE *)> file_;
+    uint64_t size_ = 0, position_ = 0; // bytes
+};
 
 std::map<std::string, Index::Value> read_metadata(const gguf_context * g) {
     std::map<std::string, Index::Value> out;
@@ -75,7 +142,7 @@ std::map<std::string, Index::Value> read_metadata(const gguf_context * g) {
             out[key] = int64_t(gguf_get_val_i32(g, i));
             break;
         case GGUF_TYPE_UINT64:
-            out[key] = static_cast<int64_t>(gguf_get_val_u64(g, i));
+            out[key] = gguf_get_val_u64(g, i);
             break;
         case GGUF_TYPE_INT64:
             out[key] = gguf_get_val_i64(g, i);
@@ -99,47 +166,63 @@ std::map<std::string, Index::Value> read_metadata(const gguf_context * g) {
     return out;
 }
 
-/// What split.count says, 1 where it is missing.
-uint64_t split_count(const gguf_context * g) {
-    const int64_t key = gguf_find_key(g, "split.count");
-    return key >= 0 && gguf_get_kv_type(g, key) == GGUF_TYPE_UINT16 ? gguf_get_val_u16(g, key) : 1;
+/// The value of an integer key of the type that llama.cpp's gguf-split writes, or what stands for a missing
+/// one.
+int64_t split_value(const gguf_context * g, const char * name, gguf_type type, int64_t missing) {
+    const int64_t key = gguf_find_key(g, name);
+    if (key < 0 || gguf_get_kv_type(g, key) != type) {
+        return missing;
+    }
+    return type == GGUF_TYPE_UINT16 ? gguf_get_val_u16(g, key) : gguf_get_val_i32(g, key);
+}
+
+/// Throws GgufError unless the file is part number `part` of `n_files`.
+void check_part(const gguf_context * g, const std::string & path, size_t part, size_t n_files) {
+    const int64_t count = std::max<int64_t>(split_value(g, "split.count", GGUF_TYPE_UINT16, 1), 1);
+    if (count != static_cast<int64_t>(n_files)) {
+        throw GgufError(path + " belongs to a model of " + std::to_string(count) + " file(s), not " +
+                        std::to_string(n_files) + "; keep the parts together under the names they came with");
+    }
+    const int64_t number = split_value(g, "split.no", GGUF_TYPE_UINT16, 0);
+    if (number != static_cast<int64_t>(part)) {
+        throw GgufError(path + " is part " + std::to_string(number + 1) + " of its model where part " +
+                        std::to_string(part + 1) + " belongs; give the parts the names they came with");
+    }
 }
 
 } // namespace
 
 void Index::add_file(const std::string & path, size_t n_files) {
-    const uint64_t size = regular_file_size(path);
-    check_head(path, size);
-    ggml_context * shapes = nullptr;
-    const Context g(gguf_init_from_file(path.c_str(), {/*no_alloc*/ true, &shapes}), gguf_free);
-    const std::unique_ptr<ggml_context, decltype(&ggml_free)> owner(shapes, ggml_free);
-    if (!g) {
-        throw GgufError(path + " is truncated or broken; download it again");
-    }
-    if (std::max<uint64_t>(split_count(g.get()), 1) != n_files) {
-        throw GgufError(path + " belongs to a model of " + std::to_string(split_count(g.get())) + " files; " +
-                        std::to_string(n_files) + " were given");
-    }
+    Reader reader(path);
+    reader.check_head();
+    Shapes shapes(nullptr, ggml_free);
+    const Context g = reader.parse(shapes);
+    check_part(g.get(), path, files_.size(), n_files);
+
     const auto file = static_cast<uint32_t>(files_.size());
     const uint64_t data = gguf_get_data_offset(g.get());
-    for (int64_t i = 0; i < gguf_get_n_tensors(g.get()); i++) {
-        TensorInfo info{gguf_get_tensor_name(g.get(), i), static_cast<uint32_t>(gguf_get_tensor_type(g.get(), i)), {},
-                        file, data + gguf_get_tensor_offset(g.get(), i), gguf_get_tensor_size(g.get(), i)};
-        const ggml_tensor * shape = ggml_get_tensor(shapes, info.name.c_str());
-        if (shape == nullptr || info.offset > size || info.size > size - info.offset) {
-            throw GgufError(path + " is truncated: '" + info.name + "' lies beyond its end; download it again");
+    ggml_tensor * shape = ggml_get_first_tensor(shapes.get()); // in the same order
+    for (int64_t i = 0; i < gguf_get_n_tensors(g.get());
+         i++, shape = ggml_get_next_tensor(shapes.get(), shape)) {
+        TensorInfo info{shape->name, static_cast<uint32_t>(shape->type), {}, file, 0, ggml_nbytes(shape)};
+        const uint64_t offset = gguf_get_tensor_offset(g.get(), i), space = reader.size() - data;
+        if (offset > space || info.size > space - offset) {
+            broken(path, "its tensor " + printable(info.name) + " lies beyond its end");
         }
+        info.offset = data + offset;
         std::copy_n(shape->ne, info.ne.size(), info.ne.begin());
         if (!by_name_.try_emplace(info.name, tensors_.size()).second) {
-            throw GgufError(path + " holds the tensor '" + info.name + "' a second time");
+            throw GgufError(path + " holds the tensor " + printable(info.name) +
+                            " a second time; download the model again");
         }
         tensors_.push_back(std::move(info));
     }
     if (files_.empty()) {
         metadata_ = read_metadata(g.get());
+        n_tensors_ = split_value(g.get(), "split.tensors.count", GGUF_TYPE_INT32, -1);
     }
     files_.push_back(path);
-    file_infos_.push_back({data, size});
+    file_infos_.push_back({data, reader.size()});
 }
 
 Index Index::open(const std::vector<std::string> & files) {
@@ -150,6 +233,11 @@ Index Index::open(const std::vector<std::string> & files) {
     for (const std::string & path : files) {
         index.add_file(path, files.size());
     }
+    if (index.n_tensors_ >= 0 && index.n_tensors_ != static_cast<int64_t>(index.tensors_.size())) {
+        throw GgufError("the parts of " + files.front() + " hold " + std::to_string(index.tensors_.size()) +
+                        " tensors, not the " + std::to_string(index.n_tensors_) +
+                        " that it names; download the model again");
+    }
     return index;
 }
 
@@ -159,21 +247,24 @@ const TensorInfo * Index::find(std::string_view name) const {
 }
 
 std::vector<std::string> split_parts(const std::string & path) {
-    static const std::regex pattern(R"((.*)-(\d{5})-of-(\d{5})\.gguf)");
-    std::smatch match;
-    if (!std::regex_match(path, match, pattern)) {
+    const auto ending = [](int number, int count) { // as llama.cpp's gguf-split names the parts
+        char text[48];
+        std::snprintf(text, sizeof(text), "-%05d-of-%05d.gguf", number, count);
+        return std::string(text);
+    };
+    const std::string last = path.substr(path.size() - std::min(path.size(), ending(1, 1).size()));
+    int number = 0, count = 0;
+    if (std::sscanf(last.c_str(), "-%5d-of-%5d.gguf", &number, &count) != 2 || number < 1 || number > count ||
+        last != ending(number, count)) {
         return {path};
     }
-    const int count = std::stoi(match[3]);
     std::vector<std::string> parts;
     for (int i = 1; i <= count; i++) {
-        char number[32];
-        std::snprintf(number, sizeof(number), "-%05d-of-%05d.gguf", i, count);
-        parts.push_back(match[1].str() + number);
-        struct stat info {};
+        parts.push_back(path.substr(0, path.size() - last.size()) + ending(i, count));
+        struct stat info{};
         if (::stat(parts.back().c_str(), &info) != 0) {
-            throw GgufError("the model is split into " + std::to_string(count) + " files and this one is missing: " +
-                            parts.back());
+            throw GgufError("the model is split into " + std::to_string(count) +
+                            " files and this one is missing: " + parts.back());
         }
     }
     return parts;

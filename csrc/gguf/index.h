@@ -38,12 +38,13 @@ class Index {
     const std::vector<std::string> & files() const { return files_; }
 
     struct File {
-        uint64_t data_offset = 0, size = 0; // bytes; everything before data_offset is metadata and tensor infos
+        uint64_t data_offset = 0; // bytes before the tensor data: metadata and tensor infos
+        uint64_t size = 0;        // bytes
     };
     const std::vector<File> & file_infos() const { return file_infos_; }
 
     /// Scalars and strings of the first file's metadata.
-    using Value = std::variant<int64_t, double, bool, std::string>;
+    using Value = std::variant<int64_t, uint64_t, double, bool, std::string>;
     const std::map<std::string, Value> & metadata() const { return metadata_; }
 
   private:
@@ -54,10 +55,11 @@ class Index {
     std::vector<TensorInfo> tensors_;
     std::unordered_map<std::string, size_t> by_name_;
     std::map<std::string, Value> metadata_;
+    int64_t n_tensors_ = -1; // in all files, by the first one; -1 when it does not say
 };
 
-/// All parts of a split model (NAME-00001-of-00003.gguf) of which `path` is one, or {path}. Throws GgufError when a
-/// part is missing.
+/// All parts of a split model (NAME-00001-of-00003.gguf) of which `path` is one, or {path}. Throws GgufError
+/// when a part is missing.
 std::vector<std::string> split_parts(const std::string & path);
 
 } // namespace meshllm::gguf

@@ -1,8 +1,9 @@
-// mesh-llm-leash FD PROGRAM ARGS...: runs PROGRAM so that it ends when its parent ends, also when that is killed.
+// mesh-llm-leash FD PROGRAM ARGS...: runs PROGRAM so that it ends when its parent ends, also when that is
+// killed.
 //
-// FD is the read end of a pipe whose write end only the parent holds: it reports end of file when the parent is gone.
-// Then, and on SIGTERM and SIGINT, the program's process group gets SIGTERM and after 5 s SIGKILL. The program's exit
-// status is passed on, 128 + signal when it was killed.
+// FD is the read end of a pipe whose write end only the parent holds: it reports end of file when the parent
+// is gone. Then, and on SIGTERM and SIGINT, the program's process group gets SIGTERM and after 5 s SIGKILL.
+// The program's exit status is passed on, 128 + signal when it was killed.
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
@@ -29,7 +30,7 @@ void on_signal(int number) {
 }
 
 void catch_signal(int number) {
-    struct sigaction action {};
+    struct sigaction action{};
     action.sa_handler = on_signal;
     action.sa_flags = SA_RESTART | SA_NOCLDSTOP;
     ::sigaction(number, &action, nullptr);
@@ -48,7 +49,9 @@ void catch_signal(int number) {
     ::_exit(127);
 }
 
-bool ended(pid_t child, int & status) { return ::waitpid(child, &status, WNOHANG) == child; }
+bool ended(pid_t child, int & status) {
+    return ::waitpid(child, &status, WNOHANG) == child;
+}
 
 /// Waits until a signal arrives, the parent is gone or the time is over. True when the child should end.
 bool wait_for_reason(int parent_fd, int timeout_ms) {

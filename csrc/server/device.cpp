@@ -18,7 +18,8 @@ Device::Device(ggml_backend_dev_t device, int n_threads, uint64_t memory_limit)
     : device_(device), buffer_type_(ggml_backend_dev_buffer_type(device)), memory_limit_(memory_limit) {
     backend_.reset(ggml_backend_dev_init(device, nullptr));
     if (!backend_) {
-        throw std::runtime_error(std::string("ggml cannot start the device ") + ggml_backend_dev_name(device));
+        throw std::runtime_error(std::string("ggml cannot start the device ") +
+                                 ggml_backend_dev_name(device));
     }
     threads_ = std::make_unique<compute::CpuThreads>(backend_.get(), n_threads);
 }

@@ -82,9 +82,10 @@ std::vector<wire::DeviceInfo> list_devices() {
 
 DeviceServer::DeviceServer(Options options) : options_(std::move(options)) {
     if (!options_.allow_remote && !channel::is_local(options_.listen)) {
-        throw std::runtime_error("refusing to listen on " + options_.listen +
-                                 ": this channel has no encryption; use a loopback address, or say --allow-remote "
-                                 "on a network you trust");
+        throw std::runtime_error(
+            "refusing to listen on " + options_.listen +
+            ": this channel has no encryption; use a loopback address, or say --allow-remote "
+            "on a network you trust");
     }
     for (const ModelFiles & m : options_.models) {
         shared_.models.add(m.fingerprint, m.files);
@@ -97,7 +98,8 @@ DeviceServer::DeviceServer(Options options) : options_(std::move(options)) {
     shared_.loader = std::make_unique<Loader>(loader_threads, shared_.counters);
     shared_.log = [this](const std::string & line) { log(line); };
     shared_.may_dial = [this](const std::string & address) {
-        if (address.rfind("unix:", 0) == 0) { // only sockets beside our own: the node that runs us put them there
+        if (address.rfind("unix:", 0) ==
+            0) { // only sockets beside our own: the node that runs us put them there
             return !unix_folder(address).empty() && unix_folder(address) == unix_folder(options_.listen);
         }
         try {
@@ -110,7 +112,9 @@ DeviceServer::DeviceServer(Options options) : options_(std::move(options)) {
     acceptor_ = std::thread([this] { accept_loop(); });
 }
 
-DeviceServer::~DeviceServer() { stop(); }
+DeviceServer::~DeviceServer() {
+    stop();
+}
 
 void DeviceServer::stop() {
     if (stopping_.exchange(true)) {

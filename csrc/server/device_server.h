@@ -13,12 +13,12 @@ struct ModelFiles {
 };
 
 struct Options {
-    std::string listen;                // channel address
-    std::vector<std::string> devices;  // ggml names; empty for all that ggml prefers (GPUs, else the CPU)
+    std::string listen;               // channel address
+    std::vector<std::string> devices; // ggml names; empty for all that ggml prefers (GPUs, else the CPU)
     std::vector<ModelFiles> models;
-    int threads = 0;                   // of CPU devices; 0 for the number of cores
-    uint64_t memory_limit = 0;         // bytes per device; 0 for what it has
-    bool allow_remote = false;         // listen on, and push to, addresses that are not loopback
+    int threads = 0;           // of CPU devices; 0 for the number of cores
+    uint64_t memory_limit = 0; // bytes per device; 0 for what it has
+    bool allow_remote = false; // listen on, and push to, addresses that are not loopback
 };
 
 class DeviceServer {

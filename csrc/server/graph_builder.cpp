@@ -30,7 +30,10 @@ ggml_context_ptr make_context(size_t n_tensors, size_t graph_size) {
 
 // Kernels load elements with the alignment of their type; a GPU faults where a CPU is only slow.
 uint64_t element_alignment(ggml_type type) {
-    return ggml_is_quantized(type) ? 2 : std::min<uint64_t>(ggml_type_size(type), 8);
+    if (ggml_is_quantized(type)) {
+        return ggml_type_size(type) % 2 == 0 ? 2 : 1; // blocks of MXFP4 have 17 bytes
+    }
+    return std::min<uint64_t>(ggml_type_size(type), 8);
 }
 
 void check_layout(const wire::TensorDesc & d) {
@@ -106,7 +109,8 @@ void place(ggml_tensor * t, const wire::TensorDesc & d, uint32_t device, const B
         d.offset % element_alignment(t->type) != 0) {
         throw ProtocolError("the tensor '" + d.name + "' lies outside its buffer");
     }
-    if (t->view_src != nullptr && t->view_src->buffer != entry.buffer) { // ggml reaches a view's memory through it
+    if (t->view_src != nullptr &&
+        t->view_src->buffer != entry.buffer) { // ggml reaches a view's memory through it
         throw ProtocolError("the view '" + d.name + "' lies in another buffer than what it views");
     }
     t->buffer = entry.buffer;
@@ -125,7 +129,7 @@ void check_alloc_size(const ggml_tensor * t, const wire::TensorDesc & d, const B
 }
 
 void check_node(const ggml_tensor * node, const Device & device) {
-    const std::string what = std::string(ggml_op_desc(node)) + " '" + node->name + "'";
+    const std::string what = std::string(ggml_op_name(node->op)) + " '" + node->name + "'";
     if (const std::string why = check_op(node); !why.empty()) {
         throw ProtocolError(what + ": " + why);
     }

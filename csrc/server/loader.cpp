@@ -14,8 +14,8 @@ namespace meshllm::server {
 
 namespace {
 
-constexpr size_t chunk = 4 << 20;      // bytes read at a time for a device whose memory we cannot address
-constexpr size_t max_pending = 1024;   // reads queued by one session; more wait
+constexpr size_t chunk = 4 << 20;    // bytes read at a time for a device whose memory we cannot address
+constexpr size_t max_pending = 1024; // reads queued by one session; more wait
 
 void read_file(int fd, const std::string & file, uint64_t offset, uint8_t * out, size_t size) {
     while (size > 0) {
@@ -75,7 +75,8 @@ Models::Source Models::find(const wire::SetTensorGguf & request) const {
         throw ProtocolError("the model has no tensor of the name that is asked for");
     }
     if (info->type != request.type || info->ne != request.ne) {
-        throw ProtocolError("the tensor '" + info->name + "' has another type or shape in this server's file");
+        throw ProtocolError("the tensor '" + info->name +
+                            "' has another type or shape in this server's file");
     }
     if (request.data_offset > info->size || request.range.size > info->size - request.data_offset) {
         throw ProtocolError("the tensor '" + info->name + "' is shorter than the range that is asked for");

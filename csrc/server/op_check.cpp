@@ -37,15 +37,26 @@ bool is(Tensor t, std::initializer_list<ggml_type> types) {
     return std::find(types.begin(), types.end(), t->type) != types.end();
 }
 
-bool dense_rows(Tensor t) { return t->nb[0] == ggml_type_size(t->type); }
-bool dense(Tensor t) { return ggml_is_contiguous(t) && dense_rows(t); }
+bool dense_rows(Tensor t) {
+    return t->nb[0] == ggml_type_size(t->type);
+}
+bool dense(Tensor t) {
+    return ggml_is_contiguous(t) && dense_rows(t);
+}
+/// Also in dimensions of one element, whose strides ggml_is_contiguous does not look at but some kernels
+/// assert.
+bool plain(Tensor t) {
+    return dense(t) && t->nb[0] <= t->nb[1] && t->nb[1] <= t->nb[2] && t->nb[2] <= t->nb[3];
+}
 float param_f32(Tensor t, int i) {
     float value;
     std::memcpy(&value, t->op_params + i, sizeof(value));
     return value;
 }
 
-bool divides(int64_t a, int64_t b) { return a > 0 ? b % a == 0 : b == 0; }
+bool divides(int64_t a, int64_t b) {
+    return a > 0 ? b % a == 0 : b == 0;
+}
 
 /// `mask` may be laid over [ne0, rows, heads, batches] of `t`.
 void need_mask(Tensor mask, int64_t ne0, int64_t rows, int64_t heads, int64_t batches) {
@@ -62,7 +73,8 @@ void binary(Tensor t) {
     Tensor a = source(t, 0), b = source(t, 1);
     need(ggml_are_same_shape(a, t) && ggml_can_repeat(b, a), "the shapes do not fit");
     need(dense_rows(t) && dense_rows(a), "rows are not contiguous");
-    const bool same = a->type == b->type && b->type == t->type && is(t, {GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16});
+    const bool same =
+        a->type == b->type && b->type == t->type && is(t, {GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16});
     const bool mixed = is(a, {GGML_TYPE_F16, GGML_TYPE_BF16}) && b->type == GGML_TYPE_F32 &&
                        (t->type == a->type || t->type == GGML_TYPE_F32);
     need(same || mixed, "the types do not fit");
@@ -70,10 +82,11 @@ void binary(Tensor t) {
 
 void add_id(Tensor t) {
     Tensor a = source(t, 0), b = source(t, 1), ids = source(t, 2);
-    need(is(t, {GGML_TYPE_F32}) && is(a, {GGML_TYPE_F32}) && is(b, {GGML_TYPE_F32}) && is(ids, {GGML_TYPE_I32}),
+    need(is(t, {GGML_TYPE_F32}) && is(a, {GGML_TYPE_F32}) && is(b, {GGML_TYPE_F32}) &&
+             is(ids, {GGML_TYPE_I32}),
          "the types do not fit");
-    need(ggml_are_same_shape(a, t) && a->ne[0] == b->ne[0] && a->ne[1] == ids->ne[0] && a->ne[2] == ids->ne[1] &&
-             a->ne[3] == 1,
+    need(ggml_are_same_shape(a, t) && a->ne[0] == b->ne[0] && a->ne[1] == ids->ne[0] &&
+             a->ne[2] == ids->ne[1] && a->ne[3] == 1,
          "the shapes do not fit");
     need(dense_rows(t) && dense_rows(a) && dense_rows(b) && dense_rows(ids), "rows are not contiguous");
 }
@@ -100,14 +113,16 @@ void scale(Tensor t) {
 
 void norm(Tensor t) {
     Tensor a = source(t, 0);
-    need(ggml_are_same_shape(a, t) && is(a, {GGML_TYPE_F32}) && is(t, {GGML_TYPE_F32}), "the shapes or types do not fit");
+    need(ggml_are_same_shape(a, t) && is(a, {GGML_TYPE_F32}) && is(t, {GGML_TYPE_F32}),
+         "the shapes or types do not fit");
     need(dense_rows(a) && dense_rows(t), "rows are not contiguous");
     need(param_f32(t, 0) >= 0.0f, "epsilon is negative");
 }
 
 void group_norm(Tensor t) {
     Tensor a = source(t, 0);
-    need(ggml_are_same_shape(a, t) && is(a, {GGML_TYPE_F32}) && is(t, {GGML_TYPE_F32}), "the shapes or types do not fit");
+    need(ggml_are_same_shape(a, t) && is(a, {GGML_TYPE_F32}) && is(t, {GGML_TYPE_F32}),
+         "the shapes or types do not fit");
     need(dense(a) && dense(t), "the tensors are not contiguous");
     need(t->op_params[0] > 0 && t->op_params[0] <= std::max<int64_t>(a->ne[2], 1) && param_f32(t, 1) >= 0.0f,
          "the parameters do not fit");
@@ -118,31 +133,36 @@ void reduce_rows(Tensor t) {
     Tensor a = source(t, 0);
     need(t->ne[0] == 1 && a->ne[1] == t->ne[1] && a->ne[2] == t->ne[2] && a->ne[3] == t->ne[3],
          "the shapes do not fit");
-    need(is(a, {GGML_TYPE_F32}) && is(t, {GGML_TYPE_F32}) && dense_rows(a) && dense_rows(t), "the types do not fit");
+    need(is(a, {GGML_TYPE_F32}) && is(t, {GGML_TYPE_F32}) && dense_rows(a) && dense_rows(t),
+         "the types do not fit");
 }
 
 void sum(Tensor t) {
     Tensor a = source(t, 0);
-    need(ggml_nelements(t) == 1 && is(a, {GGML_TYPE_F32}) && is(t, {GGML_TYPE_F32}) && dense_rows(a) && dense_rows(t),
+    need(ggml_nelements(t) == 1 && is(a, {GGML_TYPE_F32}) && is(t, {GGML_TYPE_F32}) && dense_rows(a) &&
+             dense_rows(t),
          "the shapes or types do not fit");
 }
 
 void cumsum(Tensor t) {
     Tensor a = source(t, 0);
-    need(ggml_are_same_shape(a, t) && is(a, {GGML_TYPE_F32}) && is(t, {GGML_TYPE_F32}) && dense_rows(a) && dense_rows(t),
+    need(ggml_are_same_shape(a, t) && is(a, {GGML_TYPE_F32}) && is(t, {GGML_TYPE_F32}) && dense_rows(a) &&
+             dense_rows(t),
          "the shapes or types do not fit");
 }
 
 void argmax(Tensor t) {
     Tensor a = source(t, 0);
     need(is(a, {GGML_TYPE_F32}) && is(t, {GGML_TYPE_I32}) && dense(a) && dense(t), "the types do not fit");
-    need(t->ne[0] == a->ne[1] && ggml_nelements(t) == t->ne[0] && a->ne[2] == 1 && a->ne[3] == 1 && a->ne[0] > 0,
+    need(t->ne[0] == a->ne[1] && ggml_nelements(t) == t->ne[0] && a->ne[2] == 1 && a->ne[3] == 1 &&
+             a->ne[0] > 0,
          "the shapes do not fit");
 }
 
 void repeat(Tensor t) {
     Tensor a = source(t, 0);
-    need(ggml_can_repeat(a, t) && a->type == t->type && is(t, {GGML_TYPE_F32, GGML_TYPE_F16}), "the shapes or types do not fit");
+    need(ggml_can_repeat(a, t) && a->type == t->type && is(t, {GGML_TYPE_F32, GGML_TYPE_F16}),
+         "the shapes or types do not fit");
     need(dense_rows(a) && dense_rows(t), "rows are not contiguous");
 }
 
@@ -162,8 +182,8 @@ void concat(Tensor t) {
 void copy(Tensor t) {
     Tensor a = source(t, 0);
     need(ggml_nelements(a) == ggml_nelements(t), "the sizes do not fit");
-    const auto plain = {GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16};
-    if (is(a, plain) && is(t, plain)) {
+    const auto floats = {GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16};
+    if (is(a, floats) && is(t, floats)) {
         return;
     }
     if (a->type == t->type && !ggml_is_quantized(t->type)) {
@@ -174,17 +194,22 @@ void copy(Tensor t) {
         need((dense(a) && dense(t)) || ggml_are_same_shape(a, t), "the shapes do not fit");
         return;
     }
-    if (is(a, plain)) { // to a quantised type
-        need(ggml_is_quantized(t->type) && ggml_get_type_traits_cpu(t->type)->from_float != nullptr, "the types do not fit");
-        need(ggml_is_contiguous(t) && dense_rows(t) && dense_rows(a) && divides(ggml_blck_size(t->type), a->ne[0]),
+    if (is(a, floats)) { // to a quantised type
+        need(ggml_is_quantized(t->type) && ggml_get_type_traits_cpu(t->type)->from_float != nullptr,
+             "the types do not fit");
+        need(ggml_is_contiguous(t) && dense_rows(t) && dense_rows(a) &&
+                 divides(ggml_blck_size(t->type), a->ne[0]),
              "the tensors are not contiguous");
         return;
     }
-    need(ggml_is_quantized(a->type) && is(t, {GGML_TYPE_F32}) && ggml_get_type_traits(a->type)->to_float != nullptr,
+    need(ggml_is_quantized(a->type) && is(t, {GGML_TYPE_F32}) &&
+             ggml_get_type_traits(a->type)->to_float != nullptr,
          "the types do not fit");
     // ggml dequantises by the shape of src[1] where a copy has one
-    need(ggml_is_contiguous(a) && dense(t) && ggml_nelements(t) < UINT32_MAX, "the tensors are not contiguous");
-    need(t->src[1] == nullptr || (ggml_are_same_shape(t->src[1], t) && dense(t->src[1]) && t->src[1]->type == t->type),
+    need(ggml_is_contiguous(a) && dense(t) && ggml_nelements(t) < UINT32_MAX,
+         "the tensors are not contiguous");
+    need(t->src[1] == nullptr ||
+             (ggml_are_same_shape(t->src[1], t) && dense(t->src[1]) && t->src[1]->type == t->type),
          "the target does not fit");
     need(t->op == GGML_OP_CPY, "only CPY dequantises");
     need(t->src[1] != nullptr, "the target is missing");
@@ -192,7 +217,8 @@ void copy(Tensor t) {
 
 bool has_dot(ggml_type type) {
     const ggml_type_traits_cpu * traits = ggml_get_type_traits_cpu(type);
-    return traits->vec_dot != nullptr && ggml_get_type_traits_cpu(traits->vec_dot_type)->from_float != nullptr;
+    return traits->vec_dot != nullptr &&
+           ggml_get_type_traits_cpu(traits->vec_dot_type)->from_float != nullptr;
 }
 
 void mul_mat(Tensor t) {
@@ -201,11 +227,13 @@ void mul_mat(Tensor t) {
              t->ne[3] == b->ne[3] && divides(a->ne[2], b->ne[2]) && divides(a->ne[3], b->ne[3]),
          "the shapes do not fit");
     need(is(t, {GGML_TYPE_F32}) && has_dot(a->type), "the types do not fit");
-    need(is(b, {GGML_TYPE_F32}) || (b->type == a->type && is(b, {GGML_TYPE_F16, GGML_TYPE_BF16})), "the types do not fit");
-    need(dense_rows(a) && dense_rows(b) && dense(t), "rows are not contiguous");
+    need(is(b, {GGML_TYPE_F32}) || (b->type == a->type && is(b, {GGML_TYPE_F16, GGML_TYPE_BF16})),
+         "the types do not fit");
+    need(dense_rows(a) && dense_rows(b) && plain(t), "rows are not contiguous");
     if (t->op_params[1] != 0) { // a Hadamard rotation instead of a product
-        need(t->op_params[1] == GGML_HINT_SRC0_IS_HADAMARD && is(a, {GGML_TYPE_F32}) && is(b, {GGML_TYPE_F32}) &&
-                 a->ne[0] == a->ne[1] && b->ne[0] > 0 && (b->ne[0] & (b->ne[0] - 1)) == 0,
+        need(t->op_params[1] == GGML_HINT_SRC0_IS_HADAMARD && is(a, {GGML_TYPE_F32}) &&
+                 is(b, {GGML_TYPE_F32}) && a->ne[0] == a->ne[1] && b->ne[0] > 0 &&
+                 (b->ne[0] & (b->ne[0] - 1)) == 0,
              "the hint does not fit");
     }
 }
@@ -219,7 +247,7 @@ void mul_mat_id(Tensor t) {
          "the shapes do not fit");
     need(t->ne[0] == a->ne[1] && t->ne[1] == ids->ne[0] && t->ne[2] == b->ne[2] && t->ne[3] == 1,
          "the shapes do not fit");
-    need(dense_rows(a) && dense_rows(b) && dense(t) && dense_rows(ids), "rows are not contiguous");
+    need(dense_rows(a) && dense_rows(b) && plain(t) && dense_rows(ids), "rows are not contiguous");
 }
 
 void get_rows(Tensor t) {
@@ -237,11 +265,13 @@ void get_rows(Tensor t) {
 
 void set_rows(Tensor t) {
     Tensor b = source(t, 0), ids = source(t, 1);
-    need(is(ids, {GGML_TYPE_I32, GGML_TYPE_I64}) && ids->ne[3] == 1 && dense_rows(ids), "the indices do not fit");
+    need(is(ids, {GGML_TYPE_I32, GGML_TYPE_I64}) && ids->ne[3] == 1 && dense_rows(ids),
+         "the indices do not fit");
     need(t->ne[0] == b->ne[0] && t->ne[2] == b->ne[2] && t->ne[3] == b->ne[3] && b->ne[1] == ids->ne[0] &&
              divides(ids->ne[1], b->ne[2]) && divides(ids->ne[2], b->ne[3]),
          "the shapes do not fit");
-    need(is(b, {GGML_TYPE_F32}) || (is(b, {GGML_TYPE_F16}) && is(t, {GGML_TYPE_F16})), "the types do not fit");
+    need(is(b, {GGML_TYPE_F32}) || (is(b, {GGML_TYPE_F16}) && is(t, {GGML_TYPE_F16})),
+         "the types do not fit");
     need(ggml_get_type_traits_cpu(t->type)->from_float != nullptr, "the types do not fit");
     need(dense_rows(b) && dense_rows(t), "rows are not contiguous");
 }
@@ -253,7 +283,8 @@ void diag_mask(Tensor t) {
 
 void soft_max(Tensor t) {
     Tensor a = source(t, 0), mask = t->src[1], sinks = t->src[2];
-    need(ggml_are_same_shape(a, t) && is(a, {GGML_TYPE_F32}) && is(t, {GGML_TYPE_F32}) && dense(a) && dense(t),
+    need(ggml_are_same_shape(a, t) && is(a, {GGML_TYPE_F32}) && is(t, {GGML_TYPE_F32}) && dense(a) &&
+             dense(t),
          "the shapes or types do not fit");
     if (mask != nullptr) {
         need(is(source(t, 1), {GGML_TYPE_F32, GGML_TYPE_F16}), "the types do not fit");
@@ -261,13 +292,16 @@ void soft_max(Tensor t) {
     }
     need(mask != nullptr || !(param_f32(t, 1) > 0.0f), "a bias without a mask");
     if (sinks != nullptr) {
-        need(is(source(t, 2), {GGML_TYPE_F32}) && dense(sinks) && sinks->ne[0] == a->ne[2], "the sinks do not fit");
+        need(is(source(t, 2), {GGML_TYPE_F32}) && dense(sinks) && sinks->ne[0] == a->ne[2],
+             "the sinks do not fit");
     }
 }
 
-// The kernel fills its cache of angles for whole rows and so reads ne[0] / 2 factors, also where only n_dims are used.
+// The kernel fills its cache of angles for whole rows and so reads ne[0] / 2 factors, also where only n_dims
+// are used.
 void need_factors(Tensor factors, int n_dims, int64_t ne0) {
-    need(is(factors, {GGML_TYPE_F32}) && dense(factors) && factors->ne[0] >= n_dims / 2, "the factors do not fit");
+    need(is(factors, {GGML_TYPE_F32}) && dense(factors) && factors->ne[0] >= n_dims / 2,
+         "the factors do not fit");
     if (factors->ne[0] < ne0 / 2 && factors->data != nullptr && factors->buffer != nullptr) {
         const auto * base = static_cast<const uint8_t *>(ggml_backend_buffer_get_base(factors->buffer));
         const auto * end = base + ggml_backend_buffer_get_size(factors->buffer);
@@ -280,14 +314,14 @@ void rope(Tensor t) {
     Tensor a = source(t, 0), pos = source(t, 1);
     const int n_dims = t->op_params[1], mode = t->op_params[2], offset = t->op_params[15];
     const int * sections = t->op_params + 11;
-    need(ggml_are_same_shape(a, t) && a->type == t->type && is(t, {GGML_TYPE_F32, GGML_TYPE_F16}) && dense_rows(a) &&
-             dense_rows(t),
+    need(ggml_are_same_shape(a, t) && a->type == t->type && is(t, {GGML_TYPE_F32, GGML_TYPE_F16}) &&
+             dense_rows(a) && dense_rows(t),
          "the shapes or types do not fit");
-    const auto modes = {GGML_ROPE_TYPE_NORMAL, GGML_ROPE_TYPE_NEOX, GGML_ROPE_TYPE_MROPE, GGML_ROPE_TYPE_VISION,
-                        GGML_ROPE_TYPE_IMROPE};
+    const auto modes = {GGML_ROPE_TYPE_NORMAL, GGML_ROPE_TYPE_NEOX, GGML_ROPE_TYPE_MROPE,
+                        GGML_ROPE_TYPE_VISION, GGML_ROPE_TYPE_IMROPE};
     need(std::find(modes.begin(), modes.end(), mode) != modes.end(), "the mode does not exist");
-    need(n_dims > 0 && n_dims % 2 == 0 && offset >= 0 && offset % 2 == 0 && int64_t(offset) + n_dims <= a->ne[0] &&
-             a->ne[0] % 2 == 0,
+    need(n_dims > 0 && n_dims % 2 == 0 && offset >= 0 && offset % 2 == 0 &&
+             int64_t(offset) + n_dims <= a->ne[0] && a->ne[0] % 2 == 0,
          "the rotated part does not fit");
     const bool multi = (mode & GGML_ROPE_TYPE_MROPE) != 0;
     if (multi) {
@@ -296,13 +330,15 @@ void rope(Tensor t) {
             need(sections[i] >= 0, "the sections do not fit");
             total += sections[i];
         }
-        need(total > 0 && total <= a->ne[0] && sections[0] + sections[1] + sections[2] > 0, "the sections do not fit");
+        need(total > 0 && total <= a->ne[0] && sections[0] + sections[1] + sections[2] > 0,
+             "the sections do not fit");
         // the kernels divide by the first two sections together in vision mode
         need(mode != GGML_ROPE_TYPE_VISION ||
                  (n_dims == a->ne[0] / 2 && offset == 0 && sections[0] > 0 && sections[1] > 0),
              "the sections do not fit");
     }
-    need(is(pos, {GGML_TYPE_I32}) && dense(pos) && pos->ne[0] >= a->ne[2] * (multi ? 4 : 1), "the positions do not fit");
+    need(is(pos, {GGML_TYPE_I32}) && dense(pos) && pos->ne[0] >= a->ne[2] * (multi ? 4 : 1),
+         "the positions do not fit");
     if (t->src[2] != nullptr) {
         need_factors(source(t, 2), n_dims, a->ne[0]);
     }
@@ -311,26 +347,29 @@ void rope(Tensor t) {
 void flash_attn(Tensor t) {
     Tensor q = source(t, 0), k = source(t, 1), v = source(t, 2), mask = t->src[3], sinks = t->src[4];
     need(is(q, {GGML_TYPE_F32}) && is(t, {GGML_TYPE_F32}) && has_dot(k->type), "the types do not fit");
-    need(is(v, {GGML_TYPE_F32}) || ggml_get_type_traits(v->type)->to_float != nullptr, "the types do not fit");
-    need(q->ne[0] == k->ne[0] && k->ne[1] == v->ne[1] && divides(k->ne[2], q->ne[2]) && divides(v->ne[2], q->ne[2]) &&
-             q->ne[3] == k->ne[3] && q->ne[3] == v->ne[3],
+    need(is(v, {GGML_TYPE_F32}) || ggml_get_type_traits(v->type)->to_float != nullptr,
+         "the types do not fit");
+    need(q->ne[0] == k->ne[0] && k->ne[1] == v->ne[1] && divides(k->ne[2], q->ne[2]) &&
+             divides(v->ne[2], q->ne[2]) && q->ne[3] == k->ne[3] && q->ne[3] == v->ne[3],
          "the shapes do not fit");
     need(t->ne[0] == v->ne[0] && t->ne[1] == q->ne[2] && t->ne[2] == q->ne[1] && t->ne[3] == q->ne[3],
          "the shapes do not fit");
-    need(dense_rows(q) && dense_rows(k) && dense_rows(v) && dense(t), "rows are not contiguous");
+    need(dense_rows(q) && dense_rows(k) && dense_rows(v) && plain(t), "rows are not contiguous");
     if (mask != nullptr) {
         need(is(source(t, 3), {GGML_TYPE_F16}), "the types do not fit");
         need_mask(mask, k->ne[1], q->ne[1], q->ne[2], q->ne[3]);
     }
     need(mask != nullptr || !(param_f32(t, 1) > 0.0f), "a bias without a mask");
     if (sinks != nullptr) {
-        need(is(source(t, 4), {GGML_TYPE_F32}) && dense(sinks) && sinks->ne[0] == q->ne[2], "the sinks do not fit");
+        need(is(source(t, 4), {GGML_TYPE_F32}) && dense(sinks) && sinks->ne[0] == q->ne[2],
+             "the sinks do not fit");
     }
 }
 
 void pad(Tensor t) {
     Tensor a = source(t, 0);
-    need(is(a, {GGML_TYPE_F32}) && is(t, {GGML_TYPE_F32}) && dense_rows(a) && dense(t), "the types do not fit");
+    need(is(a, {GGML_TYPE_F32}) && is(t, {GGML_TYPE_F32}) && dense_rows(a) && dense(t),
+         "the types do not fit");
     for (int i = 0; i < GGML_MAX_DIMS; i++) {
         const int64_t before = t->op_params[2 * i], after = t->op_params[2 * i + 1];
         need(before >= 0 && after >= 0 && t->ne[i] == a->ne[i] + before + after, "the shapes do not fit");
@@ -339,15 +378,18 @@ void pad(Tensor t) {
 
 void argsort(Tensor t) {
     Tensor a = source(t, 0);
-    need(ggml_are_same_shape(a, t) && is(a, {GGML_TYPE_F32}) && is(t, {GGML_TYPE_I32}) && dense(a) && dense(t),
+    need(ggml_are_same_shape(a, t) && is(a, {GGML_TYPE_F32}) && is(t, {GGML_TYPE_I32}) && dense(a) &&
+             dense(t),
          "the shapes or types do not fit");
-    need(t->op_params[0] == GGML_SORT_ORDER_ASC || t->op_params[0] == GGML_SORT_ORDER_DESC, "the order does not exist");
+    need(t->op_params[0] == GGML_SORT_ORDER_ASC || t->op_params[0] == GGML_SORT_ORDER_DESC,
+         "the order does not exist");
 }
 
 void top_k(Tensor t) {
     Tensor a = source(t, 0);
     need(is(a, {GGML_TYPE_F32}) && is(t, {GGML_TYPE_I32}) && dense(a) && dense(t), "the types do not fit");
-    need(t->ne[0] > 0 && t->ne[0] <= a->ne[0] && t->ne[1] == a->ne[1] && t->ne[2] == a->ne[2] && t->ne[3] == a->ne[3],
+    need(t->ne[0] > 0 && t->ne[0] <= a->ne[0] && t->ne[1] == a->ne[1] && t->ne[2] == a->ne[2] &&
+             t->ne[3] == a->ne[3],
          "the shapes do not fit");
 }
 
@@ -371,26 +413,57 @@ using Rule = void (*)(Tensor);
 
 const std::unordered_map<int, Rule> & rules() {
     static const std::unordered_map<int, Rule> table = {
-        {GGML_OP_NONE, no_work},       {GGML_OP_VIEW, no_work},         {GGML_OP_RESHAPE, no_work},
-        {GGML_OP_PERMUTE, no_work},    {GGML_OP_TRANSPOSE, no_work},    {GGML_OP_ADD, binary},
-        {GGML_OP_SUB, binary},         {GGML_OP_MUL, binary},           {GGML_OP_DIV, binary},
-        {GGML_OP_ADD_ID, add_id},      {GGML_OP_SQR, elementwise},      {GGML_OP_SQRT, elementwise},
-        {GGML_OP_LOG, elementwise},    {GGML_OP_SIN, elementwise},      {GGML_OP_COS, elementwise},
-        {GGML_OP_UNARY, unary},        {GGML_OP_SCALE, scale},          {GGML_OP_CLAMP, scale},
-        {GGML_OP_NORM, norm},          {GGML_OP_RMS_NORM, norm},        {GGML_OP_L2_NORM, norm},
-        {GGML_OP_GROUP_NORM, group_norm}, {GGML_OP_SUM_ROWS, reduce_rows}, {GGML_OP_MEAN, reduce_rows},
-        {GGML_OP_SUM, sum},            {GGML_OP_CUMSUM, cumsum},        {GGML_OP_ARGMAX, argmax},
-        {GGML_OP_REPEAT, repeat},      {GGML_OP_CONCAT, concat},        {GGML_OP_DUP, copy},
-        {GGML_OP_CPY, copy},           {GGML_OP_CONT, copy},            {GGML_OP_MUL_MAT, mul_mat},
-        {GGML_OP_MUL_MAT_ID, mul_mat_id}, {GGML_OP_GET_ROWS, get_rows}, {GGML_OP_SET_ROWS, set_rows},
-        {GGML_OP_DIAG_MASK_INF, diag_mask}, {GGML_OP_SOFT_MAX, soft_max}, {GGML_OP_ROPE, rope},
-        {GGML_OP_FLASH_ATTN_EXT, flash_attn}, {GGML_OP_PAD, pad},       {GGML_OP_ARGSORT, argsort},
-        {GGML_OP_TOP_K, top_k},        {GGML_OP_GLU, glu},
+        {GGML_OP_NONE, no_work},
+        {GGML_OP_VIEW, no_work},
+        {GGML_OP_RESHAPE, no_work},
+        {GGML_OP_PERMUTE, no_work},
+        {GGML_OP_TRANSPOSE, no_work},
+        {GGML_OP_ADD, binary},
+        {GGML_OP_SUB, binary},
+        {GGML_OP_MUL, binary},
+        {GGML_OP_DIV, binary},
+        {GGML_OP_ADD_ID, add_id},
+        {GGML_OP_SQR, elementwise},
+        {GGML_OP_SQRT, elementwise},
+        {GGML_OP_LOG, elementwise},
+        {GGML_OP_SIN, elementwise},
+        {GGML_OP_COS, elementwise},
+        {GGML_OP_UNARY, unary},
+        {GGML_OP_SCALE, scale},
+        {GGML_OP_CLAMP, scale},
+        {GGML_OP_NORM, norm},
+        {GGML_OP_RMS_NORM, norm},
+        {GGML_OP_L2_NORM, norm},
+        {GGML_OP_GROUP_NORM, group_norm},
+        {GGML_OP_SUM_ROWS, reduce_rows},
+        {GGML_OP_MEAN, reduce_rows},
+        {GGML_OP_SUM, sum},
+        {GGML_OP_CUMSUM, cumsum},
+        {GGML_OP_ARGMAX, argmax},
+        {GGML_OP_REPEAT, repeat},
+        {GGML_OP_CONCAT, concat},
+        {GGML_OP_DUP, copy},
+        {GGML_OP_CPY, copy},
+        {GGML_OP_CONT, copy},
+        {GGML_OP_MUL_MAT, mul_mat},
+        {GGML_OP_MUL_MAT_ID, mul_mat_id},
+        {GGML_OP_GET_ROWS, get_rows},
+        {GGML_OP_SET_ROWS, set_rows},
+        {GGML_OP_DIAG_MASK_INF, diag_mask},
+        {GGML_OP_SOFT_MAX, soft_max},
+        {GGML_OP_ROPE, rope},
+        {GGML_OP_FLASH_ATTN_EXT, flash_attn},
+        {GGML_OP_PAD, pad},
+        {GGML_OP_ARGSORT, argsort},
+        {GGML_OP_TOP_K, top_k},
+        {GGML_OP_GLU, glu},
     };
     return table;
 }
 
-bool only_view(Tensor t) { return rules().at(t->op) == no_work; }
+bool only_view(Tensor t) {
+    return rules().at(t->op) == no_work;
+}
 
 // --- where indices come from ---
 
@@ -407,7 +480,8 @@ Memory memory_of(Tensor t) {
 
 class IndexTracer {
   public:
-    IndexTracer(const ggml_cgraph * graph, std::vector<IndexCheck> & checks) : graph_(const_cast<ggml_cgraph *>(graph)), checks_(checks) {
+    IndexTracer(const ggml_cgraph * graph, std::vector<IndexCheck> & checks)
+        : graph_(const_cast<ggml_cgraph *>(graph)), checks_(checks) {
         for (int i = 0; i < ggml_graph_n_nodes(graph_); i++) {
             position_[ggml_graph_node(graph_, i)] = i;
         }
@@ -446,7 +520,8 @@ class IndexTracer {
             base = base->src[0];
         }
         const auto found = position_.find(base);
-        const int maker = found != position_.end() && !only_view(base) && found->second < user ? found->second : -1;
+        const int maker =
+            found != position_.end() && !only_view(base) && found->second < user ? found->second : -1;
         for (int i = maker + 1; i < user; i++) {
             Tensor t = ggml_graph_node(graph_, i);
             need(only_view(t) || ggml_is_empty(t) || !memory_of(t).overlaps(memory_of(ids)),
@@ -457,7 +532,8 @@ class IndexTracer {
             checks_.push_back({ids, limit});
             return;
         }
-        need(memory_of(base).holds(memory_of(ids)) && ids->type == base->type, "indices lie outside what computes them");
+        need(memory_of(base).holds(memory_of(ids)) && ids->type == base->type,
+             "indices lie outside what computes them");
         trace_maker(base, maker, limit);
     }
 
@@ -472,7 +548,8 @@ class IndexTracer {
         case GGML_OP_CPY:
         case GGML_OP_DUP:
         case GGML_OP_GET_ROWS:
-            need(maker->src[0]->type == maker->type && is(maker, {GGML_TYPE_I32, GGML_TYPE_I64}), "indices are computed");
+            need(maker->src[0]->type == maker->type && is(maker, {GGML_TYPE_I32, GGML_TYPE_I64}),
+                 "indices are computed");
             return trace(maker->src[0], at, limit);
         default:
             throw Refused{"indices are computed"};
@@ -491,7 +568,9 @@ bool all_below(Tensor ids, const std::vector<uint8_t> & bytes, int64_t limit) {
             for (int64_t i1 = 0; i1 < ids->ne[1]; i1++) {
                 for (int64_t i0 = 0; i0 < ids->ne[0]; i0++) {
                     T value;
-                    std::memcpy(&value, bytes.data() + i0 * ids->nb[0] + i1 * ids->nb[1] + i2 * ids->nb[2] + i3 * ids->nb[3],
+                    std::memcpy(&value,
+                                bytes.data() + i0 * ids->nb[0] + i1 * ids->nb[1] + i2 * ids->nb[2] +
+                                    i3 * ids->nb[3],
                                 sizeof(T));
                     if (value < 0 || value >= limit) {
                         return false;

@@ -10,8 +10,8 @@ namespace meshllm::server {
 
 namespace {
 
-constexpr size_t chunk = 4 << 20;                // bytes staged for a device whose memory we cannot address
-constexpr size_t max_graph_tensors = 512 << 10;  // in all slots of a session: about 200 MB
+constexpr size_t chunk = 4 << 20;               // bytes staged for a device whose memory we cannot address
+constexpr size_t max_graph_tensors = 512 << 10; // in all slots of a session: about 200 MB
 constexpr size_t max_peers = 64;
 
 #ifdef POLLRDHUP
@@ -89,7 +89,8 @@ void Session::fill(const wire::ByteRange & range, uint8_t value) {
 }
 
 void Session::copy_tensor(const wire::CopyTensor & request) {
-    const wire::TensorDesc src = wire::from_stock(request.src, buffers_), dst = wire::from_stock(request.dst, buffers_);
+    const wire::TensorDesc src = wire::from_stock(request.src, buffers_),
+                           dst = wire::from_stock(request.dst, buffers_);
     const ggml_context_ptr a = one_tensor_context(), b = one_tensor_context();
     const ggml_tensor * s = place_leaf(a.get(), src, buffers_);
     const ggml_tensor * d = place_leaf(b.get(), dst, buffers_);
@@ -138,8 +139,8 @@ uint64_t Session::alloc_size(const wire::AllocSizeRequest & request) {
 
 void Session::mesh_hello(const wire::MeshHello & hello) {
     if (hello.version == 0 || hello.ggml_version != ggml_version()) {
-        throw ProtocolError("the client has ggml " + hello.ggml_version + ", this server has " + ggml_version() +
-                            ": install the same version of mesh-llm on both machines");
+        throw ProtocolError("the client has ggml " + hello.ggml_version + ", this server has " +
+                            ggml_version() + ": install the same version of mesh-llm on both machines");
     }
     mesh_ = true;
     shared_.add_mailbox(key_, mailbox_);
@@ -155,8 +156,12 @@ void Session::mesh_hello(const wire::MeshHello & hello) {
 
 bool Session::supports_op(const wire::GraphDesc & desc) {
     Device & on = device(desc.device);
-    const BuiltOp built = build_op(desc.tensors);
-    return built.op != nullptr && ggml_backend_dev_supports_op(on.ggml(), built.op);
+    try {
+        const BuiltOp built = build_op(desc.tensors);
+        return built.op != nullptr && ggml_backend_dev_supports_op(on.ggml(), built.op);
+    } catch (const ProtocolError &) { // a layout that we would not compute
+        return false;
+    }
 }
 
 void Session::put_graph(std::optional<BuiltGraph> & slot, const wire::GraphDesc & desc) {

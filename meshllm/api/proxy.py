@@ -28,7 +28,9 @@ def make_app(engine: Engine) -> web.Application:
     async def engine_session(app: web.Application) -> AsyncIterator[None]:
         connector = aiohttp.UnixConnector(path=str(engine.socket), limit=_MAX_CONNECTIONS)
         timeout = aiohttp.ClientTimeout(total=None)  # an answer may take hours
-        async with aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False) as session:
+        async with aiohttp.ClientSession(
+            connector=connector, timeout=timeout, auto_decompress=False
+        ) as session:
             app[session_key] = session
             yield
 
@@ -103,7 +105,11 @@ def describe(engine: Engine) -> dict[str, object]:
         "state": str(engine.state),
         "reason": engine.reason,
         "restarts": engine.restarts,
-        "model": {"name": plan.model.name, "size_bytes": plan.model.size_bytes, "n_layers": plan.model.n_layers},
+        "model": {
+            "name": plan.model.name,
+            "size_bytes": plan.model.size_bytes,
+            "n_layers": plan.model.n_layers,
+        },
         "host": {"device": plan.host_device, "n_layers": plan.host_layers},
         "stages": stages,
     }

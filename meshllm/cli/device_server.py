@@ -17,13 +17,27 @@ _LOG_INTERVAL_S = 0.5
 
 @click.command("device-server")
 @click.option("--listen", required=True, metavar="ADDRESS", help="HOST:PORT, or unix:/path.")
-@click.option("--model", "models", multiple=True, help="A model whose weights are read from this machine's disk; default: all on disk.")
-@click.option("--device", "devices", multiple=True, metavar="NAME", help="A ggml device; default: all GPUs, or the CPU.")
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    help="A model whose weights are read from this machine's disk; default: all on disk.",
+)
+@click.option(
+    "--device", "devices", multiple=True, metavar="NAME", help="A ggml device; default: all GPUs, or the CPU."
+)
 @click.option("--threads", default=0, help="Threads of a CPU device; default: the number of cores.")
 @click.option("--max-vram", type=float, metavar="GB", help="Memory lent of each device.")
-@click.option("--allow-remote", is_flag=True, help="Listen beyond this machine. The channel is NOT encrypted.")
+@click.option(
+    "--allow-remote", is_flag=True, help="Listen beyond this machine. The channel is NOT encrypted."
+)
 def device_server(
-    listen: str, models: tuple[str, ...], devices: tuple[str, ...], threads: int, max_vram: float | None, allow_remote: bool
+    listen: str,
+    models: tuple[str, ...],
+    devices: tuple[str, ...],
+    threads: int,
+    max_vram: float | None,
+    allow_remote: bool,
 ) -> None:
     """Serve this machine's devices as stages of another machine's model."""
     stop = threading.Event()

@@ -51,11 +51,33 @@ def parse_split(_ctx: click.Context, _param: click.Parameter, text: str | None) 
 @click.option("--model", help="A GGUF file, or the name of a model on disk.")
 @click.option("--port", default=9337, show_default=True, help="Port of the API.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address of the API.")
-@click.option("--stage", "stages", multiple=True, metavar="ADDRESS", help="A device server that takes layers; repeatable, in order.")
-@click.option("--tensor-split", callback=parse_split, metavar="R,R", help="Share of each stage; one more for the host's own.")
-@click.option("--device", "host_device", metavar="NAME", help="The host's own device with --stage; default: the first GPU, or the CPU.")
-@click.option("--bin-dir", type=click.Path(path_type=Path, file_okay=False), help="Folder of another llama-server.")
-@click.option("--engine-log", type=click.Path(path_type=Path, dir_okay=False), help="Write all that llama-server prints to a file.")
+@click.option(
+    "--stage",
+    "stages",
+    multiple=True,
+    metavar="ADDRESS",
+    help="A device server that takes layers; repeatable, in order.",
+)
+@click.option(
+    "--tensor-split",
+    callback=parse_split,
+    metavar="R,R",
+    help="Share of each stage; one more for the host's own.",
+)
+@click.option(
+    "--device",
+    "host_device",
+    metavar="NAME",
+    help="The host's own device with --stage; default: the first GPU, or the CPU.",
+)
+@click.option(
+    "--bin-dir", type=click.Path(path_type=Path, file_okay=False), help="Folder of another llama-server."
+)
+@click.option(
+    "--engine-log",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write all that llama-server prints to a file.",
+)
 @click.option("--verbose", is_flag=True, help="Show all that llama-server prints.")
 @click.argument("engine_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- LLAMA_SERVER_OPTIONS]")
 def serve(**options: object) -> None:
@@ -78,8 +100,13 @@ async def _serve(config: ServeConfig) -> None:
     with contextlib.closing(listener):
         model = resolve(config.model)
         binaries = find_binaries(config.bin_dir)
-        servers = [(address, await asyncio.to_thread(rpc.probe, address, _STAGE_TIMEOUT_S)) for address in config.stages]
-        plan = plan_engine(model, binaries, servers, config.tensor_split, config.host_device, config.engine_args)
+        servers = [
+            (address, await asyncio.to_thread(rpc.probe, address, _STAGE_TIMEOUT_S))
+            for address in config.stages
+        ]
+        plan = plan_engine(
+            model, binaries, servers, config.tensor_split, config.host_device, config.engine_args
+        )
         for stage in plan.stages:
             if not stage.has_model:
                 output.say(f"{stage.address} does not have {model.name}: its weights travel over the network")

@@ -69,6 +69,8 @@ class Engine:
 
     async def wait_ready(self, timeout_s: float) -> bool:
         """Whether requests can be served; waits for it while the engine loads."""
+        if self.plan.stages and self.counters().state is LinkState.LOST:
+            return False  # the library knows before the watcher looks
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 while self.state is not EngineState.STAGE_LOST and not self._ready.is_set():
@@ -101,7 +103,9 @@ class Engine:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _environment(self) -> dict[str, str]:
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("GGML_BACKEND_PATH", "MESH_LLM_"))}
+        environment = {
+            k: v for k, v in os.environ.items() if not k.startswith(("GGML_BACKEND_PATH", "MESH_LLM_"))
+        }
         if self.plan.stages:
             config = self._folder / "backend.json"
             config.write_bytes(self.plan.backend_config(self._counters_path))
@@ -117,7 +121,12 @@ class Engine:
         self.state, self.reason = EngineState.LOADING, "the model is loading"
         command = self.plan.command(self.socket)
         process = EngineProcess(
-            self.plan.binaries.leash, command, self._environment(), self.socket, self._read_line, self._log_file
+            self.plan.binaries.leash,
+            command,
+            self._environment(),
+            self.socket,
+            self._read_line,
+            self._log_file,
         )
         was_ready = False
         async with process, asyncio.TaskGroup() as group:

@@ -1,10 +1,11 @@
 # distutils: language = c++
 """csrc in Python. Thin: every call that waits or reads releases the GIL, every C++ error becomes one of ours."""
 
+import os
+
 from cython.operator cimport dereference
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libcpp cimport bool as cbool
-from libcpp.map cimport map as cmap
 from libcpp.memory cimport unique_ptr
 from libcpp.pair cimport pair
 from libcpp.string cimport string
@@ -24,19 +25,31 @@ cdef extern from *:
 
     PyObject * error_classes[4]; // transport, protocol, gguf, other
 
+    // what files and peers call text may be any bytes
+    PyObject * text_of(const std::string & bytes) {
+        return PyUnicode_DecodeUTF8(bytes.data(), static_cast<Py_ssize_t>(bytes.size()), "replace");
+    }
+
+    void set_error(PyObject * type, const char * message) {
+        if (PyObject * text = text_of(message)) {
+            PyErr_SetObject(type, text);
+            Py_DECREF(text);
+        }
+    }
+
     void raise_error() {
         try {
             throw;
         } catch (const meshllm::channel::TransportError & e) {
-            PyErr_SetString(error_classes[0], e.what());
+            set_error(error_classes[0], e.what());
         } catch (const meshllm::ProtocolError & e) {
-            PyErr_SetString(error_classes[1], e.what());
+            set_error(error_classes[1], e.what());
         } catch (const meshllm::gguf::GgufError & e) {
-            PyErr_SetString(error_classes[2], e.what());
+            set_error(error_classes[2], e.what());
         } catch (const std::bad_alloc &) {
             PyErr_NoMemory();
         } catch (const std::exception & e) {
-            PyErr_SetString(error_classes[3], e.what());
+            set_error(error_classes[3], e.what());
         }
     }
 
@@ -58,14 +71,30 @@ cdef extern from *:
         if (auto * v = std::get_if<int64_t>(&value)) {
             return PyLong_FromLongLong(*v);
         }
+        if (auto * v = std::get_if<uint64_t>(&value)) {
+            return PyLong_FromUnsignedLongLong(*v);
+        }
         if (auto * v = std::get_if<double>(&value)) {
             return PyFloat_FromDouble(*v);
         }
         if (auto * v = std::get_if<bool>(&value)) {
             return PyBool_FromLong(*v);
         }
-        const auto & text = std::get<std::string>(value);
-        return PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), "replace");
+        return text_of(std::get<std::string>(value));
+    }
+
+    PyObject * metadata_of(const meshllm::gguf::Index & index) {
+        PyObject * out = PyDict_New();
+        for (const auto & [key, value] : index.metadata()) {
+            PyObject * name = out == nullptr ? nullptr : text_of(key);
+            PyObject * item = name == nullptr ? nullptr : value_of(value);
+            if (item == nullptr || PyDict_SetItem(out, name, item) != 0) {
+                Py_CLEAR(out);
+            }
+            Py_XDECREF(name);
+            Py_XDECREF(item);
+        }
+        return out;
     }
 
     // ggml writes to stderr what we say ourselves in one line
@@ -76,7 +105,7 @@ cdef extern from *:
     ctypedef struct PyObject
     PyObject * error_classes[4]
     void raise_error()
-    object value_of(const Value &)
+    object metadata_of(const Index &)
     void silence_ggml()
     string fingerprint_text(const Fingerprint &)
     ModelFiles model_files(const string &, const vector[string] &)
@@ -102,8 +131,6 @@ cdef extern from "channel/handshake.h" namespace "meshllm::channel":
         vector[Fingerprint] models
 
 cdef extern from "gguf/index.h" namespace "meshllm::gguf":
-    cppclass Value "meshllm::gguf::Index::Value":
-        pass
     cppclass TensorInfoC "meshllm::gguf::TensorInfo":
         string name
         uint32_t type
@@ -118,7 +145,6 @@ cdef extern from "gguf/index.h" namespace "meshllm::gguf":
         Index()
         vector[TensorInfoC] tensors()
         vector[FileInfoC] file_infos()
-        cmap[string, Value] metadata()
     Index open_index "meshllm::gguf::Index::open" (const vector[string] &) except +raise_error nogil
     vector[string] c_split_parts "meshllm::gguf::split_parts" (const string &) except +raise_error nogil
 
@@ -170,6 +196,13 @@ cdef vector[string] _strings(texts):
     return out
 
 
+cdef vector[string] _paths(files):
+    cdef vector[string] out
+    for path in files:
+        out.push_back(os.fsencode(path))
+    return out
+
+
 def ggml_version():
     """The version of ggml that both ends of a channel must share."""
     return c_ggml_version().decode()
@@ -197,8 +230,12 @@ def probe(address, double timeout_s):
 
 
 def read_gguf(files):
-    """The index of a model of one or several files, in order. Raises GgufError."""
-    cdef vector[string] paths = _strings(files)
+    """The index of a model whose files are `files`, in order.
+
+    Raises GgufError, one line, for what is missing, truncated, no GGUF or not all parts of one model.
+    """
+    files = tuple(files)
+    cdef vector[string] paths = _paths(files)
     cdef Index index
     with nogil:
         index = open_index(paths)
@@ -208,10 +245,10 @@ def read_gguf(files):
         )
         for t in index.tensors()
     ])
-    metadata = {item.first.decode(errors="replace"): value_of(item.second) for item in index.metadata()}
+    metadata = metadata_of(index)
     infos = index.file_infos()
     return GgufInfo(
-        tuple(files),
+        files,
         tuple([info.data_offset for info in infos]),
         tuple([info.size for info in infos]),
         tensors,
@@ -220,12 +257,15 @@ def read_gguf(files):
 
 
 def split_parts(path):
-    """All files of the split model of which `path` is a part; [path] for others. Raises GgufError when one is missing."""
-    cdef string c_path = path.encode()
+    """All files of the split model of which `path` is a part, in order; [path] for others.
+
+    Raises GgufError when a part is missing.
+    """
+    cdef string c_path = os.fsencode(path)
     cdef vector[string] parts
     with nogil:
         parts = c_split_parts(c_path)
-    return [part.decode() for part in parts]
+    return [os.fsdecode(<bytes> part) for part in parts]
 
 
 cdef class DeviceServer:
@@ -248,7 +288,7 @@ cdef class DeviceServer:
         for model_fingerprint, files in models:
             if len(model_fingerprint) != 32:
                 raise ValueError("a fingerprint has 32 bytes")
-            options.models.push_back(model_files(model_fingerprint, _strings(files)))
+            options.models.push_back(model_files(model_fingerprint, _paths(files)))
         options.threads = threads
         options.memory_limit = memory_limit_bytes
         options.allow_remote = allow_remote

@@ -1,4 +1,4 @@
-"""Proof that two machines have the same model, without reading all of it."""
+"""Evidence that two machines have the same model, without reading all of it."""
 
 from __future__ import annotations
 
@@ -14,18 +14,24 @@ import platformdirs
 
 from meshllm.errors import GgufError
 from meshllm.rpc._native import read_gguf
+from meshllm.rpc.types import TensorInfo
 
 _DOMAIN = b"mesh-llm gguf fingerprint 1\0"
-_SAMPLE = 4096  # bytes, at the beginning, in the middle and at the end of each tensor
+_SAMPLE = 4096  # bytes, at the beginning, in the middle and at the end of a tensor's data
+_CACHE_ENTRIES = 1000  # older ones are dropped; a model takes about 200 bytes
 
 
 def fingerprint(files: Sequence[str]) -> bytes:
-    """32 bytes that are equal for two models exactly when what is compared is equal.
+    """32 bytes that tell whether two machines have the same model. `files` are all its parts, in order.
 
-    SHA-256 over, for each file in order, its size and all bytes before the tensor data (all metadata and all tensor
-    infos), then for every tensor in the order of names samples of 4 KiB at the beginning, in the middle and at the
-    end of its data. Paths and times do not matter. Another quantisation, another version of the weights or a truncated
-    download gives another fingerprint; a file that somebody altered on purpose between the samples does not.
+    SHA-256 over, for each file in order, its size (8 bytes, little-endian) and all bytes before the tensor
+    data (metadata and tensor infos), then, for every tensor in the order of names, samples of 4 KiB at the
+    beginning, in the middle and at the end of its data, or all of it where that is no more. Names and times
+    of the files do not matter.
+
+    Another model, quantisation or version of the weights and a truncated file give another fingerprint. Bytes
+    between the samples are not looked at: it is no proof against a file altered on purpose, nor against a
+    damaged one.
 
     Cached by path, size, time and inode of the files. Raises GgufError when a file cannot be read.
     """
@@ -36,7 +42,7 @@ def fingerprint(files: Sequence[str]) -> bytes:
             return bytes.fromhex(cached)
         result = _compute(files)
     except OSError as error:
-        raise GgufError(f"cannot read {error.filename}: {error.strerror}") from error
+        raise GgufError(f"cannot read {error.filename or ', '.join(files)}: {error.strerror}") from error
     _store_cache(key, result.hex())
     return result
 
@@ -45,23 +51,30 @@ def _compute(files: Sequence[str]) -> bytes:
     info = read_gguf(files)
     digest = hashlib.sha256(_DOMAIN)
     with contextlib.ExitStack() as stack:
-        handles = [stack.enter_context(open(path, "rb", buffering=0)) for path in files]
-        for handle, data_offset, size in zip(handles, info.data_offsets, info.sizes, strict=True):
+        fds = [stack.enter_context(open(path, "rb", buffering=0)).fileno() for path in files]
+        for path, fd, data_offset, size in zip(files, fds, info.data_offsets, info.sizes, strict=True):
             digest.update(size.to_bytes(8, "little"))
-            digest.update(_read(handle.fileno(), 0, min(data_offset, size)))
+            digest.update(_read(path, fd, 0, data_offset))
         for tensor in sorted(info.tensors, key=lambda t: t.name):
-            n = min(_SAMPLE, tensor.size)
-            for start in (0, (tensor.size - n) // 2, tensor.size - n):
-                digest.update(_read(handles[tensor.file].fileno(), tensor.offset + start, n))
+            for start, size in _samples(tensor):
+                digest.update(_read(files[tensor.file], fds[tensor.file], start, size))
     return digest.digest()
 
 
-def _read(fd: int, offset: int, size: int) -> bytes:
+def _samples(tensor: TensorInfo) -> list[tuple[int, int]]:
+    """(offset in the file, size) in bytes of what is compared."""
+    if tensor.size <= 3 * _SAMPLE:
+        return [(tensor.offset, tensor.size)]
+    rest = tensor.size - _SAMPLE
+    return [(tensor.offset + start, _SAMPLE) for start in (0, rest // 2, rest)]
+
+
+def _read(path: str, fd: int, offset: int, size: int) -> bytes:
     parts = []
     while size > 0:
         part = os.pread(fd, size, offset)
         if not part:
-            raise GgufError("a model file became shorter while it was read")
+            raise GgufError(f"{path} became shorter while it was read; try again when it is complete")
         parts.append(part)
         offset += len(part)
         size -= len(part)
@@ -73,8 +86,9 @@ def _cache_path() -> Path:
 
 
 def _cache_key(files: Sequence[str]) -> str:
+    # repr, so that a name that is no UTF-8 is still text for JSON
     stats = [(os.path.realpath(path), os.stat(path)) for path in files]
-    return "|".join(f"{path}:{s.st_size}:{s.st_mtime_ns}:{s.st_ino}" for path, s in stats)
+    return repr((_DOMAIN, [(path, s.st_size, s.st_mtime_ns, s.st_ino) for path, s in stats]))
 
 
 def _load_cache() -> dict[str, str]:
@@ -85,20 +99,27 @@ def _load_cache() -> dict[str, str]:
         return {}
     if not isinstance(content, dict):
         return {}
-    return {k: v for k, v in content.items() if isinstance(v, str) and len(v) == 64 and _is_hex(v)}
+    return {k: v for k, v in content.items() if isinstance(v, str) and _is_digest(v)}
 
 
-def _is_hex(text: str) -> bool:
-    with contextlib.suppress(ValueError):
-        bytes.fromhex(text)
-        return True
-    return False
+def _is_digest(text: str) -> bool:
+    try:
+        return len(bytes.fromhex(text)) == hashlib.sha256().digest_size
+    except ValueError:
+        return False
 
 
 def _store_cache(key: str, value: str) -> None:
+    """Replaces the file at once: nobody reads half of it, though an entry of another process may get lost."""
     path = _cache_path()
+    entries = list((_load_cache() | {key: value}).items())[-_CACHE_ENTRIES:]
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(orjson.dumps(_load_cache() | {key: value}))
-        os.replace(file.name, path)
+            try:
+                file.write(orjson.dumps(dict(entries)))
+                file.flush()
+                os.replace(file.name, path)
+            except OSError:
+                os.unlink(file.name)
+                raise

