@@ -45,9 +45,7 @@ def graph_sends(api: LabApi, kind: str) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rtt-ms", type=float, default=5)
     parser.add_argument("--rounds", type=int, default=4)
     args = parser.parse_args()
@@ -57,9 +55,7 @@ def main() -> None:
     with netlab.make_lab(hosts=3, rtt_ms=args.rtt_ms) as lab, device_servers(lab) as addresses:
         for kind in ("stock", "ours"):
             rows.append((kind, *measure(lab, kind, addresses, args.rounds)))
-    print(
-        f"RTT {args.rtt_ms:g} ms; clients of {LENGTHS} tokens start together, {args.rounds} rounds after the first"
-    )
+    print(f"RTT {args.rtt_ms:g} ms; clients of {LENGTHS} tokens start together, {args.rounds} rounds after the first")
     table(("", "bytes a token", "tok/s, all clients", "graphs sent again"), rows)
 
 

@@ -32,7 +32,8 @@ class LabApi:
             "for line in sys.stdin:\n"
             "    path, body = json.loads(line)\n"
             "    data = None if body is None else json.dumps(body).encode()\n"
-            f"    r = urllib.request.Request('http://127.0.0.1:{PORT}' + path, data, {{'Content-Type': 'application/json'}})\n"
+            "    head = {'Content-Type': 'application/json'}\n"
+            f"    r = urllib.request.Request('http://127.0.0.1:{PORT}' + path, data, head)\n"
             "    try:\n"
             "        answer = json.load(urllib.request.urlopen(r, timeout=600))\n"
             "    except Exception as e:\n"
@@ -85,9 +86,7 @@ def device_servers(lab: Any, model_on_stages: bool = True) -> Iterator[dict[str,
 
 
 @contextmanager
-def running(
-    lab: Any, kind: str, addresses: dict[str, list[str]], *engine_args: str
-) -> Iterator[tuple[LabApi, float]]:
+def running(lab: Any, kind: str, addresses: dict[str, list[str]], *engine_args: str) -> Iterator[tuple[LabApi, float]]:
     """The model served on h1 in one of three ways; the API and the seconds until it was healthy."""
     prefix = netlab.prefix(lab, "h1")
     common = ["-t", str(THREADS), "-c", "4096", *engine_args]
@@ -129,6 +128,4 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     print("| " + " | ".join(head) + " |")
     print("|" + " --- |" * len(head))
     for row in rows:
-        print(
-            "| " + " | ".join(f"{c:.2f}" if isinstance(c, float) else str(c) for c in row) + " |", flush=True
-        )
+        print("| " + " | ".join(f"{c:.2f}" if isinstance(c, float) else str(c) for c in row) + " |", flush=True)

@@ -14,9 +14,7 @@ from common import KINDS, device_servers, interface_bytes, median, netlab, runni
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rate-mbit", type=float, default=100)
     parser.add_argument("--rtt-ms", type=float, default=5)
     parser.add_argument("--repeat", type=int, default=3)

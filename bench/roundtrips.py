@@ -15,9 +15,7 @@ from typing import Any
 from common import KINDS, device_servers, interface_bytes, median, netlab, running, table
 
 
-def measure(
-    lab: Any, kind: str, addresses: dict[str, list[str]], n_tokens: int, repeat: int
-) -> dict[str, float]:
+def measure(lab: Any, kind: str, addresses: dict[str, list[str]], n_tokens: int, repeat: int) -> dict[str, float]:
     with running(lab, kind, addresses) as (api, _):
         api.complete(16)
         times, first = [], counters(api, kind)
@@ -41,9 +39,7 @@ def counters(api: Any, kind: str) -> dict[str, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rtt-ms", default="0,5,20,50")
     parser.add_argument("--rate-mbit", default="0,1000,100")
     parser.add_argument("--tokens", type=int, default=64)
@@ -67,9 +63,7 @@ def main() -> None:
             rate = f"{rate_mbit:g}" if rate_mbit else "unlimited"
             speed = 1000 / r["ms"]
             ratio = r["ms"] / results["stock"]["ms"]
-            rows.append(
-                (f"{rtt_ms:g}", rate, kind, *figures, f"{r['bytes']:.0f}", r["ms"], speed, share, 1 / ratio)
-            )
+            rows.append((f"{rtt_ms:g}", rate, kind, *figures, f"{r['bytes']:.0f}", r["ms"], speed, share, 1 / ratio))
     head = (
         "RTT ms",
         "Mbit/s",

@@ -78,9 +78,7 @@ def sdist() -> Path:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
         command += ["--no-binary", PACKAGE, "--dest", scratch, "--requirement", str(wanted)]
         if importlib.util.find_spec("scikit_build_core"):
-            command.append(
-                "--no-build-isolation"
-            )  # pip asks the package for its metadata; what it needs is here
+            command.append("--no-build-isolation")  # pip asks the package for its metadata; what it needs is here
         subprocess.run(command, check=True, stdout=sys.stderr)
         os.replace(Path(scratch) / archive.name, archive)
     return archive
@@ -111,9 +109,7 @@ def processor() -> str:
     """What GGML_NATIVE compiles for."""
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return "".join(
-            sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
-        )
+        return "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
     return platform.processor()
 
 

@@ -65,6 +65,17 @@ void need_mask(Tensor mask, int64_t ne0, int64_t rows, int64_t heads, int64_t ba
          "the mask does not fit");
 }
 
+/// Kernels copy rows with memcpy: source and destination are apart, or exactly the same.
+void need_apart(Tensor t, Tensor a) {
+    if (t->data == nullptr || a->data == nullptr || ggml_is_empty(t)) {
+        return;
+    }
+    const auto *t0 = static_cast<const uint8_t *>(t->data), *a0 = static_cast<const uint8_t *>(a->data);
+    const bool apart = t0 + ggml_nbytes(t) <= a0 || a0 + ggml_nbytes(a) <= t0;
+    need(apart || (t0 == a0 && t->type == a->type && ggml_are_same_shape(t, a) && ggml_are_same_stride(t, a)),
+         "source and destination overlap");
+}
+
 // --- rules ---
 
 void no_work(Tensor) {}
@@ -591,6 +602,14 @@ std::string check_op(const ggml_tensor * node) {
     }
     try {
         rule->second(node);
+        if (rule->second != no_work) {
+            for (int i = 0; i < 2 && node->src[i] != nullptr; i++) {
+                // the second source of a copy is its destination
+                if (i == 0 || (node->op != GGML_OP_CPY && node->op != GGML_OP_DUP)) {
+                    need_apart(node, node->src[i]);
+                }
+            }
+        }
         return "";
     } catch (const Refused & refused) {
         return refused.why;

@@ -139,8 +139,9 @@ uint64_t Session::alloc_size(const wire::AllocSizeRequest & request) {
 
 void Session::mesh_hello(const wire::MeshHello & hello) {
     if (hello.version == 0 || hello.ggml_version != ggml_version()) {
-        throw ProtocolError("the client has ggml " + hello.ggml_version + ", this server has " +
-                            ggml_version() + ": install the same version of mesh-llm on both machines");
+        done_ = true;
+        return reply_error("the client has ggml " + hello.ggml_version + ", this server has " +
+                           ggml_version() + ": install the same version of mesh-llm on both machines");
     }
     mesh_ = true;
     shared_.add_mailbox(key_, mailbox_);

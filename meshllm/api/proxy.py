@@ -28,9 +28,7 @@ def make_app(engine: Engine) -> web.Application:
     async def engine_session(app: web.Application) -> AsyncIterator[None]:
         connector = aiohttp.UnixConnector(path=str(engine.socket), limit=_MAX_CONNECTIONS)
         timeout = aiohttp.ClientTimeout(total=None)  # an answer may take hours
-        async with aiohttp.ClientSession(
-            connector=connector, timeout=timeout, auto_decompress=False
-        ) as session:
+        async with aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False) as session:
             app[session_key] = session
             yield
 

@@ -28,9 +28,7 @@ _LOG_INTERVAL_S = 0.5
 )
 @click.option("--threads", default=0, help="Threads of a CPU device; default: the number of cores.")
 @click.option("--max-vram", type=float, metavar="GB", help="Memory lent of each device.")
-@click.option(
-    "--allow-remote", is_flag=True, help="Listen beyond this machine. The channel is NOT encrypted."
-)
+@click.option("--allow-remote", is_flag=True, help="Listen beyond this machine. The channel is NOT encrypted.")
 def device_server(
     listen: str,
     models: tuple[str, ...],

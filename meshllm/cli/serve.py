@@ -70,9 +70,7 @@ def parse_split(_ctx: click.Context, _param: click.Parameter, text: str | None) 
     metavar="NAME",
     help="The host's own device with --stage; default: the first GPU, or the CPU.",
 )
-@click.option(
-    "--bin-dir", type=click.Path(path_type=Path, file_okay=False), help="Folder of another llama-server."
-)
+@click.option("--bin-dir", type=click.Path(path_type=Path, file_okay=False), help="Folder of another llama-server.")
 @click.option(
     "--engine-log",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -101,12 +99,9 @@ async def _serve(config: ServeConfig) -> None:
         model = resolve(config.model)
         binaries = find_binaries(config.bin_dir)
         servers = [
-            (address, await asyncio.to_thread(rpc.probe, address, _STAGE_TIMEOUT_S))
-            for address in config.stages
+            (address, await asyncio.to_thread(rpc.probe, address, _STAGE_TIMEOUT_S)) for address in config.stages
         ]
-        plan = plan_engine(
-            model, binaries, servers, config.tensor_split, config.host_device, config.engine_args
-        )
+        plan = plan_engine(model, binaries, servers, config.tensor_split, config.host_device, config.engine_args)
         for stage in plan.stages:
             if not stage.has_model:
                 output.say(f"{stage.address} does not have {model.name}: its weights travel over the network")
@@ -163,7 +158,6 @@ async def _run(engine: Engine, listener: socket.socket, config: ServeConfig, out
 
 
 async def _announce(engine: Engine, listener: socket.socket, output: Output) -> None:
-    while not await engine.wait_ready(3600):
-        await asyncio.sleep(0.2)
+    await engine.first_ready.wait()
     host, port = listener.getsockname()[:2]
     output.say(f"the API is at http://{f'[{host}]' if ':' in host else host}:{port}/v1")

@@ -56,9 +56,7 @@ def read_counters(path: Path) -> Counters:
     if len(data) < _ERROR_AT + _ERROR_SIZE or not data.startswith(_MAGIC):
         return Counters()
     n_stages, state = struct.unpack_from("<II", data, len(_MAGIC))
-    blocks = [
-        struct.unpack_from(f"<{len(_NAMES)}Q", data, _STAGES_AT + i * _BLOCK_SIZE) for i in range(n_stages)
-    ]
+    blocks = [struct.unpack_from(f"<{len(_NAMES)}Q", data, _STAGES_AT + i * _BLOCK_SIZE) for i in range(n_stages)]
     error = data[_ERROR_AT : _ERROR_AT + _ERROR_SIZE].split(b"\0", 1)[0].decode(errors="replace")
     stages = tuple(dict(zip(_NAMES, block, strict=True)) for block in blocks)
     return Counters(LinkState(min(state, LinkState.LOST)), error, stages)

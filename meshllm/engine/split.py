@@ -16,9 +16,7 @@ def assign_layers(n_layers: int, stage_weights: Sequence[float], host_weight: fl
     n_stages = len(stage_weights)
     weights = [*stage_weights, host_weight]
     if n_stages > n_layers:
-        raise EngineError(
-            f"the model has {n_layers} layers, too few for {n_stages} stages; name fewer stages"
-        )
+        raise EngineError(f"the model has {n_layers} layers, too few for {n_stages} stages; name fewer stages")
     if any(w < 0 for w in weights) or sum(weights) <= 0:
         raise EngineError("the tensor split needs numbers that are not negative and not all zero")
     spare = n_layers - n_stages

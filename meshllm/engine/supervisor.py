@@ -57,6 +57,7 @@ class Engine:
         self._say = say
         self._progress = progress
         self._log_file = log_file
+        self.first_ready = asyncio.Event()
         self._ready = asyncio.Event()
         self._buffers: dict[str, str] = {}
         remove_stale_folders()
@@ -103,9 +104,7 @@ class Engine:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _environment(self) -> dict[str, str]:
-        environment = {
-            k: v for k, v in os.environ.items() if not k.startswith(("GGML_BACKEND_PATH", "MESH_LLM_"))
-        }
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("GGML_BACKEND_PATH", "MESH_LLM_"))}
         if self.plan.stages:
             config = self._folder / "backend.json"
             config.write_bytes(self.plan.backend_config(self._counters_path))
@@ -130,29 +129,29 @@ class Engine:
         )
         was_ready = False
         async with process, asyncio.TaskGroup() as group:
-            tasks = {
-                "ended": group.create_task(process.wait(), name="engine end"),
-                "healthy": group.create_task(process.wait_healthy(), name="engine health"),
-                "lost": group.create_task(self._watch_stages(), name="engine stages"),
-            }
+            ended = group.create_task(process.wait(), name="engine end")
+            healthy = group.create_task(process.wait_healthy(), name="engine health")
+            lost = group.create_task(self._watch_stages(), name="engine stages")
+            tasks = (ended, healthy, lost)
             while True:
-                pending = {task for task in tasks.values() if not task.done()}
+                pending = {task for task in tasks if not task.done()}
                 done, _ = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-                if tasks["lost"] in done:
-                    await self._let_errors_out(tasks["ended"])
+                if lost in done:
+                    await self._let_errors_out(ended)
                     break
-                if tasks["ended"] in done:
-                    self._note_end(process, tasks["ended"].result(), was_ready)
+                if ended in done:
+                    self._note_end(process, ended.result(), was_ready)
                     break
                 was_ready = True
                 self._become_ready()
-            for task in tasks.values():
+            for task in tasks:
                 task.cancel()
         return was_ready
 
     def _become_ready(self) -> None:
         self.state, self.reason = EngineState.READY, ""
         self._ready.set()
+        self.first_ready.set()
         self._say(f"ready: {self.plan.model.name}{self._where()}")
 
     def _note_end(self, process: EngineProcess, status: int, was_ready: bool) -> None:

@@ -41,7 +41,7 @@ def models_folder() -> Path:
 
 def find_models() -> dict[str, Path]:
     """Name to (first) file of every model on disk, the default model last."""
-    found = {}
+    found: dict[str, Path] = {}
     for path in sorted(models_folder().rglob("*.gguf")):
         part = _PART.search(path.stem)
         if part is None or part[1] == "00001":
@@ -119,7 +119,7 @@ def _default_file() -> Path | None:
 
 def _nearest(wanted: str, known: Iterable[str]) -> str:
     by_plain = {_plain(name): name for name in known}
-    near = difflib.get_close_matches(_plain(wanted), by_plain, n=3, cutoff=0.4)
+    near = difflib.get_close_matches(_plain(wanted), by_plain, n=3, cutoff=0.3)
     if near:
         return f"did you mean {', '.join(by_plain[n] for n in near)}?"
     return f"there are: {', '.join(by_plain.values())}" if by_plain else "there is none at all; give a path"

@@ -6,8 +6,7 @@ except ModuleNotFoundError as error:  # pragma: no cover - only in a tree that w
     if error.name != "meshllm.rpc._native":
         raise
     raise ModuleNotFoundError(
-        "meshllm's compiled extension is missing: run `pip install .` in the checkout, "
-        "and start Python elsewhere",
+        "meshllm's compiled extension is missing: run `pip install .` in the checkout, and start Python elsewhere",
         name=error.name,
     ) from None
 from meshllm.rpc.fingerprint import fingerprint

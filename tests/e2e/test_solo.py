@@ -67,7 +67,9 @@ def test_errors_of_the_engine_pass_through(solo: Api) -> None:
 def test_client_that_goes_frees_its_slot(solo: Api) -> None:
     host, port = solo.base.removeprefix("http://").split(":")
     body = json.dumps({"prompt": "Once", "n_predict": 4000, "ignore_eos": True, "stream": True}).encode()
-    head = f"POST /completion HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = (
+        f"POST /completion HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
     with socket.create_connection((host, int(port))) as client:
         client.sendall(head.encode() + body)
         assert b"data:" in client.recv(65536) + client.recv(65536)
@@ -82,9 +84,7 @@ def test_killed_engine_is_started_again(model: Path) -> None:
 
         def ask() -> int:
             try:
-                return api.status_of("/completion", {"prompt": "Hi", "n_predict": 3000, "ignore_eos": True})[
-                    0
-                ]
+                return api.status_of("/completion", {"prompt": "Hi", "n_predict": 3000, "ignore_eos": True})[0]
             except (OSError, http.client.HTTPException):
                 return 0  # cut off
 
@@ -101,9 +101,7 @@ def test_killed_parent_takes_the_engine_along(model: Path) -> None:
     with MeshLlm("--model", str(model)) as server:
         engine = llama_server_of(server.ready())
         server.kill(signal.SIGKILL)
-        eventually(
-            lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE, 5, "no llama-server"
-        )
+        eventually(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE, 5, "no llama-server")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -27,9 +27,7 @@ from support.processes import (
 PORT, RPC_PORT, STOCK_PORT = 9337, 50052, 50053
 ENGINE_ARGS = ("--", "-c", "8192", "-t", "2", "-np", "4", "--no-cache-prompt")
 N_PREDICT = 200
-WORDS = (
-    "Rome was not built in a day, and the people who built it were not always of one mind about the plan. "
-)
+WORDS = "Rome was not built in a day, and the people who built it were not always of one mind about the plan. "
 PROMPTS = {1: "Hi", 300: WORDS * 12, 2000: WORDS * 83}
 
 
@@ -93,9 +91,7 @@ def answers(api: Api) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for n, prompt in PROMPTS.items():
         out[f"prompt {n}"] = api.complete(prompt, N_PREDICT, n_probs=1)
-    four = in_parallel(
-        [lambda i=i: api.complete(f"{WORDS} Number {i}.", N_PREDICT, n_probs=1) for i in range(4)]
-    )
+    four = in_parallel([lambda i=i: api.complete(f"{WORDS} Number {i}.", N_PREDICT, n_probs=1) for i in range(4)])
     return out | {f"at once {i}": answer for i, answer in enumerate(four)}
 
 
@@ -187,9 +183,7 @@ def test_changing_batches_send_each_graph_once(hosts: Any, servers: dict[str, st
     assert sends == 0 and hits >= 2 * 40, totals
 
 
-def test_killed_device_server_fails_the_request_only(
-    hosts: Any, servers: dict[str, str], model: Path
-) -> None:
+def test_killed_device_server_fails_the_request_only(hosts: Any, servers: dict[str, str], model: Path) -> None:
     listen = f"{hosts.ip('h3')}:50060"
     prefix = netlab.prefix(hosts, "h3")
     args = ("--allow-remote", "--model", str(model))
@@ -201,9 +195,7 @@ def test_killed_device_server_fails_the_request_only(
             before = api.mesh_status()
 
             def kill() -> None:
-                eventually(
-                    lambda: spent(before, api.mesh_status())[0]["pushes"] > 20, 30, "an answer under way"
-                )
+                eventually(lambda: spent(before, api.mesh_status())[0]["pushes"] > 20, 30, "an answer under way")
                 victim.kill(signal.SIGKILL)
 
             def ask() -> str:
@@ -227,9 +219,7 @@ def test_killed_device_server_fails_the_request_only(
 def test_stage_without_the_model_gets_its_weights(hosts: Any, model: Path, other_model: Path) -> None:
     """The other model of the tests is no help; a warning says that weights travel."""
     listen = f"{hosts.ip('h3')}:50061"
-    with DeviceServer(
-        listen, "--allow-remote", "--model", str(other_model), prefix=netlab.prefix(hosts, "h3")
-    ) as ours:
+    with DeviceServer(listen, "--allow-remote", "--model", str(other_model), prefix=netlab.prefix(hosts, "h3")) as ours:
         ours.ready()
         with serve(hosts, model, "--stage", listen) as server:
             server.ready()

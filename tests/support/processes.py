@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -21,11 +22,7 @@ from typing import Any, Self
 BIN = Path(sys.executable).parent
 MESH_LLM = str(BIN / "mesh-llm")
 _spec = find_spec("meshllm")
-ENGINE = (
-    Path(_spec.submodule_search_locations[0]) / "_engine"
-    if _spec and _spec.submodule_search_locations
-    else Path()
-)
+ENGINE = Path(_spec.submodule_search_locations[0]) / "_engine" if _spec and _spec.submodule_search_locations else Path()
 
 
 def package_file(package: str, pattern: str) -> Path:
@@ -57,9 +54,7 @@ def eventually(check: Callable[[], Any], timeout_s: float = 30, what: str = "") 
 class Process:
     """A child with its output in a file; killed with its group when the block ends."""
 
-    def __init__(
-        self, argv: Sequence[str], env: dict[str, str] | None = None, prefix: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, argv: Sequence[str], env: dict[str, str] | None = None, prefix: Sequence[str] = ()) -> None:
         self._file = tempfile.NamedTemporaryFile("w+", suffix=".log", delete=False)  # noqa: SIM115
         self.popen = subprocess.Popen(
             [*prefix, *argv],
@@ -93,14 +88,10 @@ class Process:
     def __exit__(self, *_exc: object) -> None:
         if self.popen.poll() is None:
             os.killpg(self.popen.pid, signal.SIGTERM)
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self.popen.wait(8)
-            except subprocess.TimeoutExpired:
-                pass
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.popen.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.popen.wait()
         self._file.close()
         Path(self._file.name).unlink()
@@ -109,9 +100,7 @@ class Process:
 class DeviceServer(Process):
     """`mesh-llm device-server`; `address` is where it listens."""
 
-    def __init__(
-        self, listen: str = "127.0.0.1:0", *args: str, prefix: Sequence[str] = (), threads: int = 2
-    ) -> None:
+    def __init__(self, listen: str = "127.0.0.1:0", *args: str, prefix: Sequence[str] = (), threads: int = 2) -> None:
         argv = [MESH_LLM, "device-server", "--listen", listen, "--threads", str(threads), *args]
         super().__init__(argv, prefix=prefix)
 

@@ -1,0 +1,207 @@
+"""`mesh-llm device-server`: stock clients, clients that die, clients that lie."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.processes import ENGINE, MESH_LLM, Api, DeviceServer, MeshLlm, Process, eventually, free_port
+
+from meshllm import rpc
+from meshllm.errors import MeshLlmError, ProtocolError, TransportError
+
+HELLO = b"\x0e" + struct.pack("<Q", 24) + bytes(24)
+
+
+@pytest.fixture
+def server(model: Path) -> Iterator[rpc.DeviceServer]:
+    """In this process, so that its counters can be read."""
+    running = rpc.DeviceServer("127.0.0.1:0", models=[(rpc.fingerprint([str(model)]), [str(model)])], threads=2)
+    yield running
+    running.stop()
+
+
+def test_stock_llama_server_uses_our_device_server(server: rpc.DeviceServer, model: Path) -> None:
+    port = free_port()
+    plain = [str(ENGINE / "llama-server"), "-m", str(model), "--port", str(port), "-c", "512", "-t", "2"]
+    remote = [*plain, "--rpc", server.address, "-ngl", "999", "--fit", "off"]
+    texts = []
+    for argv in (plain, remote):
+        with Process(argv) as process:
+            api = Api(f"http://127.0.0.1:{port}")
+            eventually(lambda api=api, p=process: p.popen.poll() is not None or api.healthy(), 60, "healthy")
+            texts.append(api.complete("The history of Rome", 40)["content"])
+    assert texts[0] == texts[1]
+    assert server.counters()["graphs_computed"] > 40
+
+
+def test_killed_client_frees_its_memory(server: rpc.DeviceServer, model: Path) -> None:
+    with MeshLlm("--model", str(model), "--stage", server.address) as client:
+        client.ready()
+        assert server.counters()["memory_used"] > 50e6
+        client.kill(signal.SIGKILL)
+        eventually(lambda: server.counters()["memory_used"] == 0, 10, "no memory used")
+
+
+def test_memory_limit_is_said_in_one_line(model: Path) -> None:
+    with DeviceServer("127.0.0.1:0", "--max-vram", "0.02", "--model", str(model)) as small:
+        small.ready()
+        command = [MESH_LLM, "--model", str(model), "--stage", small.address, "--port", str(free_port())]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    last = result.stderr.splitlines()[-1]
+    assert result.returncode == 2 and "has no" in last and "MiB of memory left" in last
+
+
+def raw(address: str, *parts: bytes) -> bytes:
+    """Sends bytes as they are, says that no more will come, and reads what comes back."""
+    host, port = address.rsplit(":", 1)
+    with socket.create_connection((host, int(port)), timeout=20) as s:
+        with contextlib.suppress(OSError):
+            for part in parts:
+                s.sendall(part)
+            s.shutdown(socket.SHUT_WR)
+        answer = b""
+        with contextlib.suppress(OSError):
+            while piece := s.recv(65536):
+                answer += piece
+        return answer
+
+
+def frame(command: int, payload: bytes = b"", size: int | None = None) -> bytes:
+    return bytes([command]) + struct.pack("<Q", len(payload) if size is None else size) + payload
+
+
+def mesh_hello() -> bytes:
+    version = rpc.ggml_version().encode()
+    return HELLO + frame(64, struct.pack("<H", 1) + bytes([len(version)]) + version)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        os.urandom(4096),
+        HELLO[:5],
+        HELLO + frame(200),
+        HELLO + frame(6, size=2**63),
+        HELLO + frame(10, struct.pack("<III", 0, 0xFFFFFFFF, 0)),
+        HELLO + frame(4, struct.pack("<Q", 0xDEADBEEF)),
+        HELLO + frame(70, bytes(24)),
+        mesh_hello() + frame(66, os.urandom(300)),
+        mesh_hello() + frame(67, struct.pack("<II", 0, 2**31)),
+        mesh_hello() + frame(69, struct.pack("<QQ", 1, 2**64 - 1) + bytes(100)),
+        mesh_hello() + frame(73, struct.pack("<QQQQ", 1, 1, 0, 8)),
+        mesh_hello() + frame(75, bytes(100)),
+        HELLO + frame(74, os.urandom(16)),
+    ],
+)
+def test_hostile_bytes_end_their_own_session_only(server: rpc.DeviceServer, attack: bytes) -> None:
+    raw(server.address, attack)
+    assert rpc.probe(server.address, 5).kind == "mesh"
+    eventually(lambda: server.counters()["sessions_open"] == 0, 10, "closed sessions")
+    assert server.counters()["memory_used"] == 0
+
+
+def test_errors_come_back_in_words(server: rpc.DeviceServer) -> None:
+    gguf = bytes(32) + bytes([12]) + b"../../secret" + bytes(4 + 32 + 8) + struct.pack("<QQQ", 1, 0, 16)
+    cases = {
+        frame(1, struct.pack("<I", 9)): b"a device is named that does not exist",
+        frame(70, struct.pack("<QQQ", 77, 0, 8)): b"does not own",
+        frame(0, struct.pack("<IQ", 0, 64)) + frame(68, gguf) + frame(15): b"does not have the model",
+        frame(0, struct.pack("<IQ", 0, 64)) + frame(70, struct.pack("<QQQ", 1, 60, 8)): b"outside its buffer",
+    }
+    for request, message in cases.items():
+        assert message in raw(server.address, mesh_hello() + request), message
+
+
+def test_names_that_are_paths_are_only_names(server: rpc.DeviceServer, model: Path) -> None:
+    fingerprint = rpc.fingerprint([str(model)])
+    name = b"/etc/passwd"
+    request = fingerprint + bytes([len(name)]) + name + bytes(4 + 32 + 8) + struct.pack("<QQQ", 1, 0, 16)
+    answer = raw(server.address, mesh_hello() + frame(0, struct.pack("<IQ", 0, 64)) + frame(68, request) + frame(15))
+    assert b"the model has no tensor of the name that is asked for" in answer
+
+
+def test_memory_beyond_what_there_is(server: rpc.DeviceServer) -> None:
+    answer = raw(server.address, HELLO, frame(0, struct.pack("<IQ", 0, 2**60)))
+    assert answer.endswith(struct.pack("<QQQ", 16, 0, 0))
+
+
+def test_another_ggml_version_is_refused(server: rpc.DeviceServer) -> None:
+    answer = raw(server.address, HELLO + frame(64, struct.pack("<H", 1) + b"\x059.9.9"))
+    assert b"the client has ggml 9.9.9" in answer
+
+
+def test_many_silent_strangers_do_no_harm(server: rpc.DeviceServer) -> None:
+    host, port = server.address.rsplit(":", 1)
+    with contextlib.ExitStack() as stack:
+        for _ in range(100):
+            stack.enter_context(socket.create_connection((host, int(port))))
+        assert rpc.probe(server.address, 5).kind == "mesh"
+
+
+def test_addresses_that_cannot_be() -> None:
+    with pytest.raises(MeshLlmError, match="no encryption"):
+        rpc.DeviceServer("0.0.0.0:0")
+    with pytest.raises(TransportError, match="write HOST:PORT"):
+        rpc.DeviceServer("nonsense")
+    with pytest.raises(MeshLlmError, match="there is no device 'TPU9' here"):
+        rpc.DeviceServer("127.0.0.1:0", devices=["TPU9"])
+    with pytest.raises(TransportError, match="Connection refused"):
+        rpc.probe(f"127.0.0.1:{free_port()}", 2)
+
+
+def test_not_a_device_server_is_said(solo: Api) -> None:
+    with pytest.raises((ProtocolError, TransportError)):
+        rpc.probe(solo.base.removeprefix("http://"), 2)
+
+
+def test_unix_socket(model: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("s") / "d.sock"
+    with DeviceServer(f"unix:{path}", "--model", str(model)) as server:
+        assert server.ready().address == f"unix:{path}"
+        with MeshLlm("--model", str(model), "--stage", server.address) as client:
+            assert client.ready().api.complete("Hi", 5)["tokens_predicted"] == 5
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_ends_cleanly(number: signal.Signals) -> None:
+    with DeviceServer() as server:
+        server.ready()
+        server.kill(number)
+        assert server.wait(10) == 0
+
+
+def test_lost_stage_at_the_start_is_one_line(model: Path) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    command = [MESH_LLM, "--model", str(model), "--stage", address, "--port", str(free_port())]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 2
+    assert result.stderr.strip() == f"mesh-llm: cannot connect to {address}: Connection refused"
+
+
+OPERATORS = ["RMS_NORM", "SOFT_MAX", "SET_ROWS", "GET_ROWS", "CONT", "SCALE", "SWIGLU", "ARGSORT", "CONCAT", "CLAMP"]
+
+
+def test_ggmls_own_operator_tests_pass_on_a_stage(server: rpc.DeviceServer, tmp_path: Path) -> None:
+    """test-backend-ops compares the results of our device with those of the CPU."""
+    config = tmp_path / "backend.json"
+    config.write_text(f'{{"stages": [{{"address": "{server.address}"}}], "host_device": "CPU"}}')
+    environment = os.environ | {
+        "GGML_BACKEND_PATH": str(ENGINE / ("libggml-mesh.dylib" if sys.platform == "darwin" else "libggml-mesh.so")),
+        "MESH_LLM_BACKEND_CONFIG": str(config),
+    }
+    for operator in OPERATORS:
+        command = [str(ENGINE / "test-backend-ops"), "test", "-b", "STAGE0", "-o", operator]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+        lines = [line for line in result.stdout.splitlines() if "OK" in line]
+        assert result.returncode == 0 and lines, (operator, result.stdout[-2000:])
