@@ -291,6 +291,7 @@ void listen_on(int fd, const std::string & address, const sockaddr * at, socklen
         const std::string advice = errno == EADDRINUSE ? "; choose another address" : "";
         throw TransportError("cannot listen on " + address + ": " + reason(errno) + advice);
     }
+    ::fcntl(fd, F_SETFL, ::fcntl(fd, F_GETFL) | O_NONBLOCK); // a caller may be gone between poll and accept
 }
 
 std::string bound_address(int fd, const std::string & host) {
@@ -320,6 +321,15 @@ void remove_stale(const std::string & path) {
 } // namespace
 
 Listener::Listener(const std::string & address) {
+    int wake[2];
+    if (::pipe(wake) != 0) {
+        throw TransportError("cannot open a pipe: " + reason(errno));
+    }
+    wake_out_ = Fd(wake[0]);
+    wake_in_ = Fd(wake[1]);
+    for (const int fd : wake) {
+        ::fcntl(fd, F_SETFD, FD_CLOEXEC);
+    }
     if (const auto path = unix_path(address)) {
         const sockaddr_un at = unix_address(*path);
         remove_stale(*path);
@@ -343,23 +353,29 @@ Listener::~Listener() {
 
 Stream Listener::accept() {
     for (;;) {
+        pollfd waiting[2] = {{fd_.get(), POLLIN, 0}, {wake_out_.get(), POLLIN, 0}};
+        ::poll(waiting, 2, -1);
+        if (waiting[1].revents != 0) {
+            throw TransportError("no longer listening on " + address_);
+        }
         const int fd = ::accept(fd_.get(), nullptr, nullptr);
         if (fd >= 0) {
             ::fcntl(fd, F_SETFD, FD_CLOEXEC);
+            ::fcntl(fd, F_SETFL, ::fcntl(fd, F_GETFL) & ~O_NONBLOCK); // BSDs inherit it
             tune(fd, unix_path_.empty());
             return Stream(Fd(fd));
         }
         if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
             ::poll(nullptr, 0,
                    100); // out of descriptors: others will close; the backlog keeps the caller waiting
-        } else if (errno != EINTR && errno != ECONNABORTED) {
+        } else if (errno != EINTR && errno != ECONNABORTED && errno != EAGAIN) {
             throw TransportError("no longer listening on " + address_ + ": " + reason(errno));
         }
     }
 }
 
 void Listener::close() {
-    ::shutdown(fd_.get(), SHUT_RDWR);
+    (void)!::write(wake_in_.get(), "", 1);
     if (!unix_path_.empty()) {
         ::unlink(unix_path_.c_str());
         unix_path_.clear();

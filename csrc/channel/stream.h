@@ -82,7 +82,7 @@ class Listener {
     void close();
 
   private:
-    Fd fd_;
+    Fd fd_, wake_in_, wake_out_; // a pipe: closing a socket does not wake accept() everywhere
     std::string address_, unix_path_;
 };
 

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <functional>
 #include <initializer_list>
 #include <unordered_map>
 
@@ -371,6 +370,8 @@ void flash_attn(Tensor t) {
         need_mask(mask, k->ne[1], q->ne[1], q->ne[2], q->ne[3]);
     }
     need(mask != nullptr || !(param_f32(t, 1) > 0.0f), "a bias without a mask");
+    need(t->op_params[3] == GGML_PREC_DEFAULT || t->op_params[3] == GGML_PREC_F32,
+         "the precision does not exist");
     if (sinks != nullptr) {
         need(is(source(t, 4), {GGML_TYPE_F32}) && dense(sinks) && sinks->ne[0] == q->ne[2],
              "the sinks do not fit");
@@ -472,127 +473,6 @@ const std::unordered_map<int, Rule> & rules() {
     return table;
 }
 
-bool only_view(Tensor t) {
-    return rules().at(t->op) == no_work;
-}
-
-// --- where indices come from ---
-
-struct Memory {
-    const uint8_t *begin, *end;
-    bool overlaps(const Memory & other) const { return begin < other.end && other.begin < end; }
-    bool holds(const Memory & other) const { return begin <= other.begin && other.end <= end; }
-};
-
-Memory memory_of(Tensor t) {
-    const auto * data = static_cast<const uint8_t *>(t->data);
-    return {data, data + ggml_nbytes(t)};
-}
-
-class IndexTracer {
-  public:
-    IndexTracer(const ggml_cgraph * graph, std::vector<IndexCheck> & checks)
-        : graph_(const_cast<ggml_cgraph *>(graph)), checks_(checks) {
-        for (int i = 0; i < ggml_graph_n_nodes(graph_); i++) {
-            position_[ggml_graph_node(graph_, i)] = i;
-        }
-    }
-
-    void trace_all() {
-        for (int i = 0; i < ggml_graph_n_nodes(graph_); i++) {
-            Tensor t = ggml_graph_node(graph_, i);
-            if (ggml_is_empty(t)) {
-                continue;
-            }
-            switch (t->op) {
-            case GGML_OP_GET_ROWS:
-                trace(t->src[1], i, t->src[0]->ne[1]);
-                break;
-            case GGML_OP_SET_ROWS:
-                trace(t->src[1], i, t->ne[1]);
-                break;
-            case GGML_OP_MUL_MAT_ID:
-                trace(t->src[2], i, t->src[0]->ne[2]);
-                break;
-            case GGML_OP_ADD_ID:
-                trace(t->src[2], i, t->src[1]->ne[1]);
-                break;
-            default:
-                break;
-            }
-        }
-    }
-
-  private:
-    /// `ids` are read by node `user`; their values must lie below `limit`.
-    void trace(Tensor ids, int user, int64_t limit) {
-        Tensor base = ids;
-        while (position_.contains(base) && only_view(base) && base->src[0] != nullptr) {
-            base = base->src[0];
-        }
-        const auto found = position_.find(base);
-        const int maker =
-            found != position_.end() && !only_view(base) && found->second < user ? found->second : -1;
-        for (int i = maker + 1; i < user; i++) {
-            Tensor t = ggml_graph_node(graph_, i);
-            need(only_view(t) || ggml_is_empty(t) || !memory_of(t).overlaps(memory_of(ids)),
-                 "indices are overwritten before they are used");
-        }
-        if (maker < 0) {
-            need(ids->data != nullptr && is(ids, {GGML_TYPE_I32, GGML_TYPE_I64}), "indices have no memory");
-            checks_.push_back({ids, limit});
-            return;
-        }
-        need(memory_of(base).holds(memory_of(ids)) && ids->type == base->type,
-             "indices lie outside what computes them");
-        trace_maker(base, maker, limit);
-    }
-
-    void trace_maker(Tensor maker, int at, int64_t limit) {
-        switch (maker->op) {
-        case GGML_OP_ARGSORT:
-        case GGML_OP_TOP_K:
-        case GGML_OP_ARGMAX: // values are positions in a row of the source
-            need(maker->src[0]->ne[0] <= limit, "indices reach beyond what they choose from");
-            return;
-        case GGML_OP_CONT:
-        case GGML_OP_CPY:
-        case GGML_OP_DUP:
-        case GGML_OP_GET_ROWS:
-            need(maker->src[0]->type == maker->type && is(maker, {GGML_TYPE_I32, GGML_TYPE_I64}),
-                 "indices are computed");
-            return trace(maker->src[0], at, limit);
-        default:
-            throw Refused{"indices are computed"};
-        }
-    }
-
-    ggml_cgraph * graph_;
-    std::vector<IndexCheck> & checks_;
-    std::unordered_map<Tensor, int> position_;
-};
-
-template <class T>
-bool all_below(Tensor ids, const std::vector<uint8_t> & bytes, int64_t limit) {
-    for (int64_t i3 = 0; i3 < ids->ne[3]; i3++) {
-        for (int64_t i2 = 0; i2 < ids->ne[2]; i2++) {
-            for (int64_t i1 = 0; i1 < ids->ne[1]; i1++) {
-                for (int64_t i0 = 0; i0 < ids->ne[0]; i0++) {
-                    T value;
-                    std::memcpy(&value,
-                                bytes.data() + i0 * ids->nb[0] + i1 * ids->nb[1] + i2 * ids->nb[2] +
-                                    i3 * ids->nb[3],
-                                sizeof(T));
-                    if (value < 0 || value >= limit) {
-                        return false;
-                    }
-                }
-            }
-        }
-    }
-    return true;
-}
-
 } // namespace
 
 std::string check_op(const ggml_tensor * node) {
@@ -614,29 +494,6 @@ std::string check_op(const ggml_tensor * node) {
     } catch (const Refused & refused) {
         return refused.why;
     }
-}
-
-std::string check_graph(const ggml_cgraph * graph, std::vector<IndexCheck> & checks) {
-    try {
-        IndexTracer(graph, checks).trace_all();
-        return "";
-    } catch (const Refused & refused) {
-        return refused.why;
-    }
-}
-
-std::string check_indices(const std::vector<IndexCheck> & checks) {
-    std::vector<uint8_t> bytes;
-    for (const IndexCheck & c : checks) {
-        bytes.resize(ggml_nbytes(c.ids));
-        ggml_backend_tensor_get(c.ids, bytes.data(), 0, bytes.size());
-        const bool ok = c.ids->type == GGML_TYPE_I64 ? all_below<int64_t>(c.ids, bytes, c.limit)
-                                                     : all_below<int32_t>(c.ids, bytes, c.limit);
-        if (!ok) {
-            return std::string("an index in '") + c.ids->name + "' is out of range";
-        }
-    }
-    return "";
 }
 
 } // namespace meshllm

@@ -4,6 +4,7 @@
 #include <ggml.h>
 
 #include <algorithm>
+#include <chrono>
 #include <poll.h>
 
 namespace meshllm::server {
@@ -182,7 +183,10 @@ void Session::run_graph(const std::optional<BuiltGraph> & slot, uint32_t index) 
     if (const std::string why = check_indices(slot->indices); !why.empty()) {
         throw ProtocolError(why);
     }
+    const auto begin = std::chrono::steady_clock::now();
     device(index).compute(slot->graph);
+    shared_.counters.compute_ns +=
+        static_cast<uint64_t>(std::chrono::nanoseconds(std::chrono::steady_clock::now() - begin).count());
     shared_.counters.graphs_computed++;
 }
 

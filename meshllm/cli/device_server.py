@@ -58,6 +58,8 @@ def device_server(
         for line in server.take_log():
             output.say(line)
     server.stop()
+    done = server.counters()
+    output.say(f"served {done['graphs_computed']} graphs in {done['compute_ns'] / 1e9:.3f} s of computing")
 
 
 def _offered_models(wanted: tuple[str, ...], output: Output) -> list[tuple[str, bytes, tuple[str, ...]]]:

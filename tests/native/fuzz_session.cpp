@@ -50,7 +50,7 @@ wire::Bytes script(wire::ByteView input) {
         const bool lie = input[2] == 255;
         wire::Writer w(out);
         w.put(command);
-        w.put(lie ? ~uint64_t(0) / input[1] : uint64_t(length));
+        w.put(lie ? ~uint64_t(0) / (input[1] + 1u) : uint64_t(length));
         w.bytes(input.subspan(3, length));
         input = input.subspan(3 + length);
     }

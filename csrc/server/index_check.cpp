@@ -1,0 +1,174 @@
+// Indices that a graph reads from memory: where they come from, and whether they are in range.
+#include "server/op_check.h"
+
+#include <ggml-backend.h>
+
+#include <cstring>
+#include <unordered_map>
+
+namespace meshllm {
+
+namespace {
+
+using Tensor = const ggml_tensor *;
+
+struct Refused {
+    std::string why;
+};
+
+void need(bool ok, const char * what) {
+    if (!ok) {
+        throw Refused{what};
+    }
+}
+
+bool is_index(Tensor t) {
+    return t->type == GGML_TYPE_I32 || t->type == GGML_TYPE_I64;
+}
+
+/// Whether the node only names memory that another one has.
+bool only_view(Tensor t) {
+    return t->op == GGML_OP_NONE || t->op == GGML_OP_VIEW || t->op == GGML_OP_RESHAPE ||
+           t->op == GGML_OP_PERMUTE || t->op == GGML_OP_TRANSPOSE;
+}
+
+struct Memory {
+    const uint8_t *begin, *end;
+    bool overlaps(const Memory & other) const { return begin < other.end && other.begin < end; }
+    bool holds(const Memory & other) const { return begin <= other.begin && other.end <= end; }
+};
+
+Memory memory_of(Tensor t) {
+    const auto * data = static_cast<const uint8_t *>(t->data);
+    return {data, data + ggml_nbytes(t)};
+}
+
+class IndexTracer {
+  public:
+    IndexTracer(const ggml_cgraph * graph, std::vector<IndexCheck> & checks)
+        : graph_(const_cast<ggml_cgraph *>(graph)), checks_(checks) {
+        for (int i = 0; i < ggml_graph_n_nodes(graph_); i++) {
+            position_[ggml_graph_node(graph_, i)] = i;
+        }
+    }
+
+    void trace_all() {
+        for (int i = 0; i < ggml_graph_n_nodes(graph_); i++) {
+            Tensor t = ggml_graph_node(graph_, i);
+            if (ggml_is_empty(t)) {
+                continue;
+            }
+            switch (t->op) {
+            case GGML_OP_GET_ROWS:
+                trace(t->src[1], i, t->src[0]->ne[1]);
+                break;
+            case GGML_OP_SET_ROWS:
+                trace(t->src[1], i, t->ne[1]);
+                break;
+            case GGML_OP_MUL_MAT_ID:
+                trace(t->src[2], i, t->src[0]->ne[2]);
+                break;
+            case GGML_OP_ADD_ID:
+                trace(t->src[2], i, t->src[1]->ne[1]);
+                break;
+            default:
+                break;
+            }
+        }
+    }
+
+  private:
+    /// `ids` are read by node `user`; their values must lie below `limit`.
+    void trace(Tensor ids, int user, int64_t limit) {
+        Tensor base = ids;
+        while (position_.contains(base) && only_view(base) && base->src[0] != nullptr) {
+            base = base->src[0];
+        }
+        const auto found = position_.find(base);
+        const int maker =
+            found != position_.end() && !only_view(base) && found->second < user ? found->second : -1;
+        for (int i = maker + 1; i < user; i++) {
+            Tensor t = ggml_graph_node(graph_, i);
+            need(only_view(t) || ggml_is_empty(t) || !memory_of(t).overlaps(memory_of(ids)),
+                 "indices are overwritten before they are used");
+        }
+        if (maker < 0) {
+            need(ids->data != nullptr && is_index(ids), "indices have no memory");
+            checks_.push_back({ids, limit});
+            return;
+        }
+        need(memory_of(base).holds(memory_of(ids)) && ids->type == base->type,
+             "indices lie outside what computes them");
+        trace_maker(base, maker, limit);
+    }
+
+    void trace_maker(Tensor maker, int at, int64_t limit) {
+        switch (maker->op) {
+        case GGML_OP_ARGSORT:
+        case GGML_OP_TOP_K:
+        case GGML_OP_ARGMAX: // values are positions in a row of the source
+            need(maker->src[0]->ne[0] <= limit, "indices reach beyond what they choose from");
+            return;
+        case GGML_OP_CONT:
+        case GGML_OP_CPY:
+        case GGML_OP_DUP:
+        case GGML_OP_GET_ROWS:
+            need(maker->src[0]->type == maker->type && is_index(maker), "indices are computed");
+            return trace(maker->src[0], at, limit);
+        default:
+            throw Refused{"indices are computed"};
+        }
+    }
+
+    ggml_cgraph * graph_;
+    std::vector<IndexCheck> & checks_;
+    std::unordered_map<Tensor, int> position_;
+};
+
+template <class T>
+bool all_below(Tensor ids, const std::vector<uint8_t> & bytes, int64_t limit) {
+    for (int64_t i3 = 0; i3 < ids->ne[3]; i3++) {
+        for (int64_t i2 = 0; i2 < ids->ne[2]; i2++) {
+            for (int64_t i1 = 0; i1 < ids->ne[1]; i1++) {
+                for (int64_t i0 = 0; i0 < ids->ne[0]; i0++) {
+                    T value;
+                    std::memcpy(&value,
+                                bytes.data() + i0 * ids->nb[0] + i1 * ids->nb[1] + i2 * ids->nb[2] +
+                                    i3 * ids->nb[3],
+                                sizeof(T));
+                    if (value < 0 || value >= limit) {
+                        return false;
+                    }
+                }
+            }
+        }
+    }
+    return true;
+}
+
+} // namespace
+
+std::string check_graph(const ggml_cgraph * graph, std::vector<IndexCheck> & checks) {
+    try {
+        IndexTracer(graph, checks).trace_all();
+        return "";
+    } catch (const Refused & refused) {
+        return refused.why;
+    }
+}
+
+std::string check_indices(const std::vector<IndexCheck> & checks) {
+    std::vector<uint8_t> bytes;
+    for (const IndexCheck & c : checks) {
+        bytes.resize(ggml_nbytes(c.ids));
+        ggml_backend_tensor_get(c.ids, bytes.data(), 0, bytes.size());
+        const bool ok = c.ids->type == GGML_TYPE_I64 ? all_below<int64_t>(c.ids, bytes, c.limit)
+                                                     : all_below<int32_t>(c.ids, bytes, c.limit);
+        if (!ok) {
+            return std::string("an index in '") + c.ids->name + "' is out of range";
+        }
+    }
+    return "";
+}
+
+} // namespace meshllm
