@@ -93,6 +93,7 @@ def ensure_source(source: Path) -> str:
         head = subprocess.run(["git", "-C", source, "rev-parse", "HEAD"], capture_output=True, text=True)
         return f"{source} {head.stdout.strip()} {(source / 'CMakeLists.txt').stat().st_mtime_ns}"
     archive = sdist()
+    source.parent.mkdir(parents=True, exist_ok=True)
     say(f"unpacking llama.cpp into {source}")
     inside = f"{PACKAGE.replace('-', '_')}-{VERSION}/vendor/llama.cpp/"
     with tempfile.TemporaryDirectory(dir=source.parent) as scratch, tarfile.open(archive) as tar:
