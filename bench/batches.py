@@ -15,8 +15,8 @@ from support.processes import in_parallel
 LENGTHS = (10, 20, 30, 40)
 
 
-def measure(lab: Any, kind: str, addresses: dict[str, list[str]], rounds: int) -> tuple[float, float, str]:
-    with running(lab, kind, addresses, "-np", "4") as (api, _):
+def measure(lab: Any, kind: str, rounds: int) -> tuple[float, float, str]:
+    with device_servers(lab, kind) as servers, running(lab, kind, servers, "-np", "4") as (api, _):
         clients = [LabApi(lab) for _ in LENGTHS]
 
         def one_round() -> None:
@@ -52,9 +52,9 @@ def main() -> None:
     if why := netlab.missing():
         raise SystemExit(why)
     rows = []
-    with netlab.make_lab(hosts=3, rtt_ms=args.rtt_ms) as lab, device_servers(lab) as addresses:
+    with netlab.make_lab(hosts=3, rtt_ms=args.rtt_ms) as lab:
         for kind in ("stock", "ours"):
-            rows.append((kind, *measure(lab, kind, addresses, args.rounds)))
+            rows.append((kind, *measure(lab, kind, args.rounds)))
     print(f"RTT {args.rtt_ms:g} ms; clients of {LENGTHS} tokens start together, {args.rounds} rounds after the first")
     table(("", "bytes a token", "tok/s, all clients", "graphs sent again"), rows)
 

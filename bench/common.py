@@ -71,32 +71,36 @@ class LabApi:
 
 
 @contextmanager
-def device_servers(lab: Any, model_on_stages: bool = True) -> Iterator[dict[str, list[str]]]:
-    """Ours and stock's on h2 and h3; addresses by kind."""
+def device_servers(lab: Any, kind: str) -> Iterator[list[Process]]:
+    """Two of one kind, on h2 and h3; their attribute `address` is where they listen."""
     with ExitStack() as stack:
-        addresses: dict[str, list[str]] = {"ours": [], "stock": []}
-        for host in ("h2", "h3"):
+        servers: list[Process] = []
+        for host in ("h2", "h3") if kind != "local" else ():
             prefix = netlab.prefix(lab, host)
-            args = ["--allow-remote", *(["--model", str(MODEL)] if model_on_stages else [])]
-            ours = DeviceServer(f"{lab.ip(host)}:{RPC_PORT}", *args, prefix=prefix, threads=THREADS)
-            stock = StockServer(lab.ip(host), STOCK_PORT, prefix=prefix, threads=THREADS)
-            addresses["ours"].append(stack.enter_context(ours).ready().address)
-            addresses["stock"].append(stack.enter_context(stock).ready().address)
-        yield addresses
+            if kind == "ours":
+                args = ("--allow-remote", "--model", str(MODEL))
+                server = DeviceServer(f"{lab.ip(host)}:{RPC_PORT}", *args, prefix=prefix, threads=THREADS)
+                servers.append(stack.enter_context(server).ready())
+            else:
+                stock = StockServer(lab.ip(host), STOCK_PORT, prefix=prefix, threads=THREADS)
+                servers.append(stack.enter_context(stock).ready())
+        yield servers
 
 
 @contextmanager
-def running(lab: Any, kind: str, addresses: dict[str, list[str]], *engine_args: str) -> Iterator[tuple[LabApi, float]]:
+def running(lab: Any, kind: str, servers: Sequence[Any], *engine_args: str) -> Iterator[tuple[LabApi, float]]:
     """The model served on h1 in one of three ways; the API and the seconds until it was healthy."""
+    addresses = [server.address for server in servers]
     prefix = netlab.prefix(lab, "h1")
-    common = ["-t", str(THREADS), "-c", "4096", *engine_args]
+    # --poll 0: all hosts share this machine, where threads that spin would take the time of other hosts
+    common = ["-t", str(THREADS), "--poll", "0", "-c", "4096", *engine_args]
     if kind == "ours":
-        stages = [arg for address in addresses["ours"] for arg in ("--stage", address)]
+        stages = [arg for address in addresses for arg in ("--stage", address)]
         server: Process = MeshLlm("--model", str(MODEL), *stages, "--", *common, port=PORT, prefix=prefix)
     else:
         argv = [str(ENGINE / "llama-server"), "-m", str(MODEL), "--port", str(PORT), *common]
         if kind == "stock":
-            argv += ["--rpc", ",".join(addresses["stock"]), "-ngl", "999", "--fit", "off"]
+            argv += ["--rpc", ",".join(addresses), "-ngl", "999", "--fit", "off"]
         server = Process(argv, prefix=prefix)
     began = time.monotonic()
     with server:
@@ -125,7 +129,8 @@ def median(values: Sequence[float]) -> float:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Markdown, so that it can be pasted into docs/performance.md."""
-    print("| " + " | ".join(head) + " |")
-    print("|" + " --- |" * len(head))
+    if head:
+        print("| " + " | ".join(head) + " |")
+        print("|" + " --- |" * len(head), flush=True)
     for row in rows:
         print("| " + " | ".join(f"{c:.2f}" if isinstance(c, float) else str(c) for c in row) + " |", flush=True)

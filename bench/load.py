@@ -25,14 +25,11 @@ def main() -> None:
     times: dict[str, list[float]] = {kind: [] for kind in KINDS}
     moved: dict[str, list[float]] = {kind: [] for kind in KINDS}
     weights: list[int] = []
-    with (
-        netlab.make_lab(hosts=3, rtt_ms=args.rtt_ms, rate_mbit=args.rate_mbit) as lab,
-        device_servers(lab) as addresses,
-    ):
-        for _ in range(args.repeat):
-            for kind in KINDS:
+    with netlab.make_lab(hosts=3, rtt_ms=args.rtt_ms, rate_mbit=args.rate_mbit) as lab:
+        for kind in KINDS * args.repeat:
+            with device_servers(lab, kind) as servers:
                 before = interface_bytes(lab, "h1")
-                with running(lab, kind, addresses) as (api, seconds):
+                with running(lab, kind, servers) as (api, seconds):
                     moved[kind].append(interface_bytes(lab, "h1") - before)
                     times[kind].append(seconds)
                     if kind == "ours":

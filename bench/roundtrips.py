@@ -2,40 +2,58 @@
 
     python bench/roundtrips.py [--rtt-ms 0,5,20,50] [--rate-mbit 0,1000,100] [--tokens 64] [--repeat 3]
 
-Runs in netlab (root): the host h1 and two remote stages, h2 and h3, each with two threads. Compute is what the same
-tokens take on one machine, measured in the same lab; the share of the network is what a token takes beyond that, in
-round-trip times. Waits and frames of ours come from its counters; bytes of all from the host's network interface.
+Runs in netlab (root): the host h1 and two remote stages, h2 and h3, each with two threads. Waits and frames of
+ours come from its counters, bytes of all from the host's network interface. "network, RTTs" is, for ours, the time
+the host waits less what the stages report to have computed; for stock, which reports nothing, the time beyond what
+the same tokens take on one machine in the same lab. "slower" is the compute of the stages against a whole token on
+one machine: a machine that waits for its turn computes slower.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
+import signal
 from typing import Any
 
-from common import KINDS, device_servers, interface_bytes, median, netlab, running, table
+from common import KINDS, Process, device_servers, interface_bytes, median, netlab, running, table
 
 
-def measure(lab: Any, kind: str, addresses: dict[str, list[str]], n_tokens: int, repeat: int) -> dict[str, float]:
-    with running(lab, kind, addresses) as (api, _):
-        api.complete(16)
-        times, first = [], counters(api, kind)
-        bytes_before = interface_bytes(lab, "h1")
-        for _ in range(repeat):
-            times.append(float(api.complete(n_tokens)["timings"]["predicted_per_token_ms"]))
-        moved = interface_bytes(lab, "h1") - bytes_before
-        last = counters(api, kind)
-    total = n_tokens * repeat
-    result = {"ms": median(times), "bytes": moved / total}
-    return result | {key: (last[key] - first[key]) / total for key in first}
+def measure(lab: Any, kind: str, n_tokens: int, repeat: int) -> dict[str, float]:
+    with device_servers(lab, kind) as servers:
+        with running(lab, kind, servers) as (api, _):
+            api.complete(16)
+            times, first = [], counters(api, kind)
+            bytes_before = interface_bytes(lab, "h1")
+            for _ in range(repeat):
+                times.append(float(api.complete(n_tokens)["timings"]["predicted_per_token_ms"]))
+            moved = interface_bytes(lab, "h1") - bytes_before
+            last = counters(api, kind)
+        total = n_tokens * repeat
+        result = {"ms": median(times), "bytes": moved / total}
+        result |= {key: (last[key] - first[key]) / total for key in first}
+        if kind == "ours":
+            result["compute_ms"] = sum(compute_ms(server) for server in servers)
+    return result
 
 
-def counters(api: Any, kind: str) -> dict[str, int]:
+def compute_ms(server: Process) -> float:
+    """Per graph, as the device server says when it ends."""
+    server.kill(signal.SIGTERM)
+    server.wait()
+    found = re.search(r"served (\d+) graphs in ([\d.]+) s", server.output())
+    assert found, server.output()
+    return 1000 * float(found[2]) / int(found[1])
+
+
+def counters(api: Any, kind: str) -> dict[str, float]:
     if kind != "ours":
         return {}
     stages = [stage["counters"] for stage in api.request("/mesh/status")["stages"]]
     waits = sum(c["blocking_waits"] for c in stages)
     frames = sum(c["frames_sent"] + c["frames_received"] for c in stages)
-    return {"waits": waits, "frames": frames, "pushes": sum(c["pushes"] for c in stages)}
+    wait_ms = sum(c["wait_ns"] for c in stages) / 1e6
+    return {"waits": waits, "frames": frames, "wait_ms": wait_ms}
 
 
 def main() -> None:
@@ -49,34 +67,20 @@ def main() -> None:
         raise SystemExit(why)
     rates = [float(r) for r in args.rate_mbit.split(",")]
     links = [(float(rtt), rates[0]) for rtt in args.rtt_ms.split(",")] + [(20.0, rate) for rate in rates[1:]]
-    rows = []
+    head = ["RTT ms", "Mbit/s", "", "waits", "frames", "bytes"]
+    table([*head, "ms a token", "tok/s", "x stock", "network, RTTs", "slower"], [])
     for rtt_ms, rate_mbit in links:
-        with (
-            netlab.make_lab(hosts=3, rtt_ms=rtt_ms, rate_mbit=rate_mbit) as lab,
-            device_servers(lab) as addresses,
-        ):
-            results = {kind: measure(lab, kind, addresses, args.tokens, args.repeat) for kind in KINDS}
-        compute = results["local"]["ms"]
+        with netlab.make_lab(hosts=3, rtt_ms=rtt_ms, rate_mbit=rate_mbit) as lab:
+            results = {kind: measure(lab, kind, args.tokens, args.repeat) for kind in KINDS}
         for kind, r in results.items():
-            share = (r["ms"] - compute) / rtt_ms if rtt_ms and kind != "local" else float("nan")
             figures = [f"{r[key]:.2f}" if key in r else "-" for key in ("waits", "frames")]
             rate = f"{rate_mbit:g}" if rate_mbit else "unlimited"
-            speed = 1000 / r["ms"]
-            ratio = r["ms"] / results["stock"]["ms"]
-            rows.append((f"{rtt_ms:g}", rate, kind, *figures, f"{r['bytes']:.0f}", r["ms"], speed, share, 1 / ratio))
-    head = (
-        "RTT ms",
-        "Mbit/s",
-        "",
-        "waits",
-        "frames",
-        "bytes",
-        "ms a token",
-        "tok/s",
-        "network, RTTs",
-        "x stock",
-    )
-    table(head, rows)
+            ratio = results["stock"]["ms"] / r["ms"]
+            beyond = r["wait_ms"] - r["compute_ms"] if kind == "ours" else r["ms"] - results["local"]["ms"]
+            share = f"{beyond / rtt_ms:.2f}" if rtt_ms and kind != "local" else "-"
+            slower = f"{r['compute_ms'] / results['local']['ms']:.2f}" if kind == "ours" else "-"
+            row = [f"{rtt_ms:g}", rate, kind, *figures, f"{r['bytes']:.0f}"]
+            table((), [[*row, r["ms"], 1000 / r["ms"], ratio, share, slower]])
 
 
 if __name__ == "__main__":

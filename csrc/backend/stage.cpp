@@ -112,39 +112,48 @@ std::optional<uint32_t> peer_number(Stage & from, Stage & to) {
     return number;
 }
 
+// Each link is guarded for itself, so that the one that fails is the one that is called lost. When the source
+// fails the destination computes with old data; HOST then sees the lost link and lets no result out.
 void push(Stage & from, Stage & to, uint32_t peer, const ggml_tensor * src, const ggml_tensor * dst,
           size_t size) {
     const uint64_t transfer = next_transfer();
-    from.link->send(wire::Command::push_tensor_to_peer,
-                    wire::view_of(wire::PushTensor{peer, transfer, range_of(src, 0, size)}));
-    from.link->flush();
-    to.link->send(wire::Command::await_tensor,
-                  wire::view_of(wire::AwaitTensor{transfer, range_of(dst, 0, size)}));
-    from.link->counters().pushes++;
-    from.link->counters().push_bytes += size;
+    const bool sent = from.link->guarded([&] {
+        const wire::PushTensor request{peer, transfer, range_of(src, 0, size)};
+        from.link->send(wire::Command::push_tensor_to_peer, wire::view_of(request));
+        from.link->flush();
+        from.link->counters().pushes++;
+        from.link->counters().push_bytes += size;
+    });
+    if (sent) {
+        to.link->guarded([&] {
+            const wire::AwaitTensor request{transfer, range_of(dst, 0, size)};
+            to.link->send(wire::Command::await_tensor, wire::view_of(request));
+        });
+    }
 }
 
 void relay(Stage & from, Stage & to, const ggml_tensor * src, const ggml_tensor * dst, size_t size) {
     std::vector<uint8_t> bytes(size);
-    queue_get(from, src, bytes.data(), 0, size);
-    from.link->wait();
-    queue_set(to, dst, bytes.data(), 0, size);
-    from.link->counters().relays++;
-    from.link->counters().relay_bytes += size;
+    const bool received = from.link->guarded([&] {
+        queue_get(from, src, bytes.data(), 0, size);
+        from.link->wait();
+        from.link->counters().relays++;
+        from.link->counters().relay_bytes += size;
+    });
+    if (received) {
+        to.link->guarded([&] { queue_set(to, dst, bytes.data(), 0, size); });
+    }
 }
 
 void copy_between(Stage & from, Stage & to, const ggml_tensor * src, const ggml_tensor * dst) {
     const size_t size = ggml_nbytes(src);
-    from.link->guarded([&] {
-        to.link->guarded([&] {
-            const auto peer = peer_number(from, to);
-            if (peer && size <= wire::max_data_payload - sizeof(wire::PeerDataHead)) {
-                push(from, to, *peer, src, dst, size);
-            } else {
-                relay(from, to, src, dst, size);
-            }
-        });
-    });
+    std::optional<uint32_t> peer;
+    from.link->guarded([&] { peer = peer_number(from, to); });
+    if (peer && size <= wire::max_data_payload - sizeof(wire::PeerDataHead)) {
+        push(from, to, *peer, src, dst, size);
+    } else {
+        relay(from, to, src, dst, size);
+    }
 }
 
 /// ggml calls this on the destination's backend. Failures show in its next graph_compute.

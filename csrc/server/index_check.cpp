@@ -1,5 +1,6 @@
 // Indices that a graph reads from memory: where they come from, and whether they are in range.
 #include "server/op_check.h"
+#include "server/refuse.h"
 
 #include <ggml-backend.h>
 
@@ -9,18 +10,6 @@
 namespace meshllm {
 
 namespace {
-
-using Tensor = const ggml_tensor *;
-
-struct Refused {
-    std::string why;
-};
-
-void need(bool ok, const char * what) {
-    if (!ok) {
-        throw Refused{what};
-    }
-}
 
 bool is_index(Tensor t) {
     return t->type == GGML_TYPE_I32 || t->type == GGML_TYPE_I64;

@@ -1,4 +1,5 @@
 #include "server/op_check.h"
+#include "server/refuse.h"
 
 #include <ggml-backend.h>
 #include <ggml-cpu.h>
@@ -12,19 +13,6 @@
 namespace meshllm {
 
 namespace {
-
-using Tensor = const ggml_tensor *;
-
-/// What a rule throws; check_op turns it into its text.
-struct Refused {
-    std::string why;
-};
-
-void need(bool ok, const char * what) {
-    if (!ok) {
-        throw Refused{what};
-    }
-}
 
 Tensor source(Tensor node, int i) {
     need(node->src[i] != nullptr, "a source is missing");
