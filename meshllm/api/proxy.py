@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 
@@ -15,6 +16,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from meshllm.engine import Engine, EngineState
 
 HOLD_S = 60.0  # how long a request waits for an engine that is loading
+_RETRY_S = 0.05
 _MAX_CONNECTIONS = 512
 # RFC 9110 section 7.6.1: these belong to one connection, not to the message
 _HOP_BY_HOP = {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer"}
@@ -33,12 +35,19 @@ def make_app(engine: Engine) -> web.Application:
             yield
 
     async def forward(request: web.Request) -> web.StreamResponse:
-        if request.path != "/health" and not await engine.wait_ready(HOLD_S):
+        if request.path == "/health":
+            with contextlib.suppress(aiohttp.ClientError):
+                return await pass_on(request, app[session_key])
             return unavailable(engine)
-        try:
-            return await pass_on(request, app[session_key])
-        except aiohttp.ClientError:
-            return unavailable(engine)
+        deadline = time.monotonic() + HOLD_S
+        while await engine.wait_ready(deadline - time.monotonic()):
+            try:
+                return await pass_on(request, app[session_key])
+            except aiohttp.ClientConnectorError:
+                await asyncio.sleep(_RETRY_S)  # it has just died, and its supervisor will see it in a moment
+            except aiohttp.ClientError:
+                break
+        return unavailable(engine)
 
     async def status(_request: web.Request) -> web.Response:
         return web.json_response(body=orjson.dumps(describe(engine)))

@@ -187,24 +187,23 @@ def test_killed_device_server_fails_the_request_only(hosts: Any, servers: dict[s
     listen = f"{hosts.ip('h3')}:50060"
     prefix = netlab.prefix(hosts, "h3")
     args = ("--allow-remote", "--model", str(model))
-    with serve(hosts, model, "--stage", servers["h2"], "--stage", listen) as server:
-        with DeviceServer(listen, *args, prefix=prefix) as victim:
-            victim.ready()
-            server.ready()
-            api = api_of(hosts)
-            before = api.mesh_status()
+    api = api_of(hosts)
+    with DeviceServer(listen, *args, prefix=prefix) as victim, ExitStack() as stack:
+        victim.ready()
+        server = stack.enter_context(serve(hosts, model, "--stage", servers["h2"], "--stage", listen)).ready()
+        before = api.mesh_status()
 
-            def kill() -> None:
-                eventually(lambda: spent(before, api.mesh_status())[0]["pushes"] > 20, 30, "an answer under way")
-                victim.kill(signal.SIGKILL)
+        def kill() -> None:
+            eventually(lambda: spent(before, api.mesh_status())[0]["pushes"] > 20, 30, "an answer under way")
+            victim.kill(signal.SIGKILL)
 
-            def ask() -> str:
-                with pytest.raises(OSError) as error:
-                    api.request("/completion", {"prompt": "Hi", "n_predict": 4000, "ignore_eos": True})
-                return str(error.value)
+        def ask() -> str:
+            with pytest.raises(OSError) as error:
+                api.request("/completion", {"prompt": "Hi", "n_predict": 4000, "ignore_eos": True})
+            return str(error.value)
 
-            text, _ = in_parallel([ask, kill])
-            assert "500" in text and "Compute error" in text
+        text, _ = in_parallel([ask, kill])
+        assert "500" in text and "Compute error" in text
         eventually(lambda: api.mesh_status()["state"] == "stage lost", 5)
         with pytest.raises(OSError, match="503") as refused:
             api.complete("Hi", 3)
