@@ -41,7 +41,7 @@ def measure(lab: Any, kind: str, rounds: int) -> tuple[float, float, str]:
 def graph_sends(api: LabApi, kind: str) -> int:
     if kind != "ours":
         return 0
-    return sum(stage["counters"]["graph_sends"] for stage in api.request("/mesh/status")["stages"])
+    return sum(stage["counters"]["graph_sends"] for stage in api.request("/mesh/status")["engine"]["stages"])
 
 
 def main() -> None:

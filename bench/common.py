@@ -18,8 +18,8 @@ from support import lab as netlab
 from support.processes import ENGINE, DeviceServer, MeshLlm, Process, StockServer, eventually, smollm2
 
 PORT, RPC_PORT, STOCK_PORT = 9337, 50052, 50053
-THREADS = 2
 MODEL = smollm2()
+THREADS = 1  # of a process that computes: the hosts share this machine, where a second one waits for a core
 KINDS = ("local", "stock", "ours")
 
 
@@ -71,7 +71,7 @@ class LabApi:
 
 
 @contextmanager
-def device_servers(lab: Any, kind: str) -> Iterator[list[Process]]:
+def device_servers(lab: Any, kind: str, threads: int = THREADS) -> Iterator[list[Process]]:
     """Two of one kind, on h2 and h3; their attribute `address` is where they listen."""
     with ExitStack() as stack:
         servers: list[Process] = []
@@ -79,21 +79,23 @@ def device_servers(lab: Any, kind: str) -> Iterator[list[Process]]:
             prefix = netlab.prefix(lab, host)
             if kind == "ours":
                 args = ("--allow-remote", "--model", str(MODEL))
-                server = DeviceServer(f"{lab.ip(host)}:{RPC_PORT}", *args, prefix=prefix, threads=THREADS)
+                server = DeviceServer(f"{lab.ip(host)}:{RPC_PORT}", *args, prefix=prefix, threads=threads)
                 servers.append(stack.enter_context(server).ready())
             else:
-                stock = StockServer(lab.ip(host), STOCK_PORT, prefix=prefix, threads=THREADS)
+                stock = StockServer(lab.ip(host), STOCK_PORT, prefix=prefix, threads=threads)
                 servers.append(stack.enter_context(stock).ready())
         yield servers
 
 
 @contextmanager
-def running(lab: Any, kind: str, servers: Sequence[Any], *engine_args: str) -> Iterator[tuple[LabApi, float]]:
+def running(
+    lab: Any, kind: str, servers: Sequence[Any], *engine_args: str, threads: int = THREADS
+) -> Iterator[tuple[LabApi, float]]:
     """The model served on h1 in one of three ways; the API and the seconds until it was healthy."""
     addresses = [server.address for server in servers]
     prefix = netlab.prefix(lab, "h1")
     # --poll 0: all hosts share this machine, where threads that spin would take the time of other hosts
-    common = ["-t", str(THREADS), "--poll", "0", "-c", "4096", *engine_args]
+    common = ["-t", str(threads), "--poll", "0", "-c", "4096", *engine_args]
     if kind == "ours":
         stages = [arg for address in addresses for arg in ("--stage", address)]
         server: Process = MeshLlm("--model", str(MODEL), *stages, "--", *common, port=PORT, prefix=prefix)

@@ -33,7 +33,7 @@ def main() -> None:
                     moved[kind].append(interface_bytes(lab, "h1") - before)
                     times[kind].append(seconds)
                     if kind == "ours":
-                        stages = api.request("/mesh/status")["stages"]
+                        stages = api.request("/mesh/status")["engine"]["stages"]
                         weights.append(sum(stage["counters"]["weight_bytes_sent"] for stage in stages))
     for kind in KINDS:
         sent = max(weights) if kind == "ours" else 0 if kind == "local" else "all of the stages' layers"

@@ -1,8 +1,8 @@
 """What a token costs on the network: blocking waits, frames, bytes and time, for local, stock RPC and ours in one run.
 
-    python bench/roundtrips.py [--rtt-ms 0,5,20,50] [--rate-mbit 0,1000,100] [--tokens 64] [--repeat 3]
+    python bench/roundtrips.py [--rtt-ms 0,5,20,50] [--rate-mbit 0,1000,100] [--tokens 64] [--repeat 3] [--threads 1]
 
-Runs in netlab (root): the host h1 and two remote stages, h2 and h3, each with two threads. Waits and frames of
+Runs in netlab (root): the host h1 and two remote stages, h2 and h3. Waits and frames of
 ours come from its counters, bytes of all from the host's network interface. "network, RTTs" is, for ours, the time
 the host waits less what the stages report to have computed; for stock, which reports nothing, the time beyond what
 the same tokens take on one machine in the same lab. "slower" is the compute of the stages against a whole token on
@@ -16,12 +16,12 @@ import re
 import signal
 from typing import Any
 
-from common import KINDS, Process, device_servers, interface_bytes, median, netlab, running, table
+from common import KINDS, THREADS, Process, device_servers, interface_bytes, median, netlab, running, table
 
 
-def measure(lab: Any, kind: str, n_tokens: int, repeat: int) -> dict[str, float]:
-    with device_servers(lab, kind) as servers:
-        with running(lab, kind, servers) as (api, _):
+def measure(lab: Any, kind: str, n_tokens: int, repeat: int, threads: int) -> dict[str, float]:
+    with device_servers(lab, kind, threads) as servers:
+        with running(lab, kind, servers, threads=threads) as (api, _):
             api.complete(16)
             times, first = [], counters(api, kind)
             bytes_before = interface_bytes(lab, "h1")
@@ -49,7 +49,7 @@ def compute_ms(server: Process) -> float:
 def counters(api: Any, kind: str) -> dict[str, float]:
     if kind != "ours":
         return {}
-    stages = [stage["counters"] for stage in api.request("/mesh/status")["stages"]]
+    stages = [stage["counters"] for stage in api.request("/mesh/status")["engine"]["stages"]]
     waits = sum(c["blocking_waits"] for c in stages)
     frames = sum(c["frames_sent"] + c["frames_received"] for c in stages)
     wait_ms = sum(c["wait_ns"] for c in stages) / 1e6
@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("--rate-mbit", default="0,1000,100")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=THREADS, help="of every process that computes")
     args = parser.parse_args()
     if why := netlab.missing():
         raise SystemExit(why)
@@ -71,7 +72,7 @@ def main() -> None:
     table([*head, "ms a token", "tok/s", "x stock", "network, RTTs", "slower"], [])
     for rtt_ms, rate_mbit in links:
         with netlab.make_lab(hosts=3, rtt_ms=rtt_ms, rate_mbit=rate_mbit) as lab:
-            results = {kind: measure(lab, kind, args.tokens, args.repeat) for kind in KINDS}
+            results = {kind: measure(lab, kind, args.tokens, args.repeat, args.threads) for kind in KINDS}
         for kind, r in results.items():
             figures = [f"{r[key]:.2f}" if key in r else "-" for key in ("waits", "frames")]
             rate = f"{rate_mbit:g}" if rate_mbit else "unlimited"

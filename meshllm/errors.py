@@ -5,6 +5,9 @@ MeshLlmError
 ├── ProtocolError     a peer speaks another language, or breaks ours
 ├── GgufError         a model file is missing, broken or not a model
 ├── ModelError        a model's name fits nothing
+├── IdentityError     this node's key cannot be used
+├── TokenError        an invite token is not valid
+├── MeshError         the mesh cannot be joined, or does not admit us
 └── EngineError       llama-server is missing, or cannot run this model here
 """
 
@@ -28,6 +31,18 @@ class GgufError(MeshLlmError):
 
 
 class ModelError(MeshLlmError):
+    pass
+
+
+class IdentityError(MeshLlmError):
+    pass
+
+
+class TokenError(MeshLlmError):
+    pass
+
+
+class MeshError(MeshLlmError):
     pass
 
 

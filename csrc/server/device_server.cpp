@@ -97,15 +97,19 @@ DeviceServer::DeviceServer(Options options) : options_(std::move(options)) {
     }
     shared_.loader = std::make_unique<Loader>(loader_threads, shared_.counters);
     shared_.log = [this](const std::string & line) { log(line); };
-    shared_.may_dial = [this](const std::string & address) {
-        if (address.rfind("unix:", 0) ==
-            0) { // only sockets beside our own: the node that runs us put them there
-            return !unix_folder(address).empty() && unix_folder(address) == unix_folder(options_.listen);
+    shared_.peer_address = [this](const std::string & address) -> std::optional<std::string> {
+        const std::string unix_prefix = "unix:";
+        if (address.rfind(unix_prefix, 0) == 0) {
+            // Only what our node has put beside our own socket for this, named as the host knows it.
+            const std::string folder = unix_folder(options_.listen);
+            const std::string name = address.substr(unix_prefix.size());
+            const bool ours = name.rfind("peer-", 0) == 0 && name.find('/') == std::string::npos;
+            return ours && !folder.empty() ? std::optional(folder + "/" + name) : std::nullopt;
         }
         try {
-            return options_.allow_remote || channel::is_local(address);
+            return options_.allow_remote || channel::is_local(address) ? std::optional(address) : std::nullopt;
         } catch (const channel::TransportError &) {
-            return false;
+            return std::nullopt;
         }
     };
     listener_ = std::make_unique<channel::Listener>(options_.listen);

@@ -7,6 +7,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 
 namespace meshllm::server {
 
@@ -16,7 +17,8 @@ struct Shared {
     Models models;
     Counters counters;
     std::unique_ptr<Loader> loader;
-    std::function<bool(const std::string &)> may_dial; // which addresses a client may name as peers
+    /// The address behind what a client names as a peer's; nothing when this server may not dial it.
+    std::function<std::optional<std::string>(const std::string &)> peer_address;
     std::function<void(const std::string &)> log;      // one line per event; called from any thread
 
     std::shared_ptr<Mailbox> find_mailbox(const wire::Key & key);

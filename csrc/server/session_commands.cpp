@@ -209,12 +209,13 @@ void Session::free_buffer(uint64_t handle) {
 }
 
 void Session::register_peer(const wire::RegisterPeer & request) {
-    if (peers_.size() >= max_peers || !shared_.may_dial(request.address)) {
+    const std::optional<std::string> address = shared_.peer_address(request.address);
+    if (peers_.size() >= max_peers || !address) {
         return reply(wire::view_of(uint8_t(0)));
     }
     try {
         peers_[request.peer] =
-            std::make_unique<PeerLink>(request.address, request.session_key, shared_.counters);
+            std::make_unique<PeerLink>(*address, request.session_key, shared_.counters);
         reply(wire::view_of(uint8_t(1)));
     } catch (const std::exception & e) { // not a fault of the session: the host relays instead
         shared_.log("cannot push to " + request.address + ", the host will relay: " + e.what());

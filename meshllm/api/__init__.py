@@ -1,5 +1,5 @@
 """The endpoint that clients talk to."""
 
-from meshllm.api.proxy import make_app
+from meshllm.api.proxy import Target, make_app
 
-__all__ = ["make_app"]
+__all__ = ["Target", "make_app"]

@@ -1,4 +1,4 @@
-"""Passes every request on to llama-server, bytes as they come, and answers itself while there is none."""
+"""Passes every request on to a llama-server, here or behind another node, and answers itself while there is none."""
 
 from __future__ import annotations
 
@@ -6,67 +6,106 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
-from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
 
 import aiohttp
 import orjson
 from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from meshllm.engine import Engine, EngineState
-
 HOLD_S = 60.0  # how long a request waits for an engine that is loading
+MAX_BODY_BYTES = 64 << 20  # images come inside
 _RETRY_S = 0.05
+_MAX_ATTEMPTS = 3  # a request that kills engines may not kill them for ever
 _MAX_CONNECTIONS = 512
 # RFC 9110 section 7.6.1: these belong to one connection, not to the message
 _HOP_BY_HOP = {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer"}
 _HOP_BY_HOP |= {"transfer-encoding", "upgrade", "proxy-connection"}
 
 
-def make_app(engine: Engine) -> web.Application:
-    app = web.Application(client_max_size=0)
-    session_key = web.AppKey("session", aiohttp.ClientSession)
+class Target(Protocol):
+    """Who serves requests now."""
 
-    async def engine_session(app: web.Application) -> AsyncIterator[None]:
-        connector = aiohttp.UnixConnector(path=str(engine.socket), limit=_MAX_CONNECTIONS)
-        timeout = aiohttp.ClientTimeout(total=None)  # an answer may take hours
-        async with aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False) as session:
-            app[session_key] = session
-            yield
+    @property
+    def reason(self) -> str:
+        """Why nobody does."""
+        ...
+
+    async def socket_for(self, timeout_s: float) -> Path | None:
+        """The Unix socket that a request should go to; waits for one. None when there will be none in time."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What GET /mesh/status answers."""
+        ...
+
+
+class _Upstreams:
+    """One client session per Unix socket."""
+
+    def __init__(self) -> None:
+        self._sessions: dict[Path, aiohttp.ClientSession] = {}
+
+    def session(self, socket: Path) -> aiohttp.ClientSession:
+        if socket not in self._sessions:
+            connector = aiohttp.UnixConnector(path=str(socket), limit=_MAX_CONNECTIONS)
+            timeout = aiohttp.ClientTimeout(total=None)  # an answer may take hours
+            self._sessions[socket] = aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False)
+        return self._sessions[socket]
+
+    async def close(self) -> None:
+        for session in self._sessions.values():
+            await session.close()
+
+
+def make_app(target: Target) -> web.Application:
+    app = web.Application(client_max_size=MAX_BODY_BYTES)
+    upstreams_key = web.AppKey("upstreams", _Upstreams)
+
+    async def with_upstreams(app: web.Application) -> AsyncIterator[None]:
+        app[upstreams_key] = _Upstreams()
+        yield
+        await app[upstreams_key].close()
 
     async def forward(request: web.Request) -> web.StreamResponse:
-        if request.path == "/health":
-            with contextlib.suppress(aiohttp.ClientError):
-                return await pass_on(request, app[session_key])
-            return unavailable(engine)
-        deadline = time.monotonic() + HOLD_S
-        while await engine.wait_ready(deadline - time.monotonic()):
+        try:
+            body = await request.read()  # whole, so that it can be sent again when the engine dies
+        except web.HTTPRequestEntityTooLarge:
+            return error_response(413, "invalid_request_error", f"the body is over {MAX_BODY_BYTES >> 20} MiB")
+        hold_s = 0.0 if request.path == "/health" else HOLD_S
+        deadline, attempts = time.monotonic() + hold_s, 0
+        while socket := await target.socket_for(deadline - time.monotonic()):
             try:
-                return await pass_on(request, app[session_key])
-            except aiohttp.ClientConnectorError:
-                await asyncio.sleep(_RETRY_S)  # it has just died, and its supervisor will see it in a moment
-            except aiohttp.ClientError:
-                break
-        return unavailable(engine)
+                return await pass_on(request, body, app[upstreams_key].session(socket))
+            except aiohttp.ClientError as error:
+                # Nothing was answered. Who cannot be connected to has done nothing either.
+                attempts += not isinstance(error, aiohttp.ClientConnectorError)
+                if attempts >= _MAX_ATTEMPTS or time.monotonic() >= deadline:
+                    break
+                await asyncio.sleep(_RETRY_S)
+        return unavailable(target)
 
     async def status(_request: web.Request) -> web.Response:
-        return web.json_response(body=orjson.dumps(describe(engine)))
+        return web.json_response(body=orjson.dumps(target.describe()))
 
-    app.cleanup_ctx.append(engine_session)
+    app.cleanup_ctx.append(with_upstreams)
     app.router.add_get("/mesh/status", status)
     app.router.add_route("*", "/{path:.*}", forward)
     return app
 
 
-async def pass_on(request: web.Request, session: aiohttp.ClientSession) -> web.StreamResponse:
+async def pass_on(request: web.Request, body: bytes, session: aiohttp.ClientSession) -> web.StreamResponse:
     """One request and its answer. When the client goes, aiohttp cancels us and with us the engine's work.
 
     Raises aiohttp.ClientError as long as nothing of the answer has been sent.
     """
-    body = request.content if request.body_exists else None
-    url = f"http://engine{request.raw_path}"
     async with session.request(
-        request.method, url, headers=end_to_end(request.headers), data=body, allow_redirects=False
+        request.method,
+        f"http://engine{request.raw_path}",
+        headers=end_to_end(request.headers),
+        data=body or None,
+        allow_redirects=False,
     ) as upstream:
         response = web.StreamResponse(status=upstream.status, headers=end_to_end(upstream.headers))
         if "Content-Length" not in upstream.headers and request.method != "HEAD":
@@ -91,32 +130,12 @@ def end_to_end(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
     return CIMultiDict((k, v) for k, v in headers.items() if k.lower() not in _HOP_BY_HOP | named)
 
 
-def unavailable(engine: Engine) -> web.Response:
-    """503 in the format of OpenAI's errors."""
-    lost = engine.state is EngineState.STAGE_LOST
-    message = engine.reason or "the engine is being restarted"
-    error = {"message": message, "type": "unavailable_error", "code": 503}
-    headers = {"Retry-After": "5" if lost else "1"}
-    return web.json_response({"error": error}, status=503, headers=headers)
+def unavailable(target: Target) -> web.Response:
+    response = error_response(503, "unavailable_error", target.reason or "the engine is being restarted")
+    response.headers["Retry-After"] = "2"
+    return response
 
 
-def describe(engine: Engine) -> dict[str, object]:
-    """What GET /mesh/status answers."""
-    plan = engine.plan
-    counters = engine.counters()
-    stages = [
-        asdict(stage) | {"counters": counters.stages[i] if i < len(counters.stages) else {}}
-        for i, stage in enumerate(plan.stages)
-    ]
-    return {
-        "state": str(engine.state),
-        "reason": engine.reason,
-        "restarts": engine.restarts,
-        "model": {
-            "name": plan.model.name,
-            "size_bytes": plan.model.size_bytes,
-            "n_layers": plan.model.n_layers,
-        },
-        "host": {"device": plan.host_device, "n_layers": plan.host_layers},
-        "stages": stages,
-    }
+def error_response(status: int, kind: str, message: str) -> web.Response:
+    """In the format of OpenAI's errors."""
+    return web.json_response({"error": {"message": message, "type": kind, "code": status}}, status=status)

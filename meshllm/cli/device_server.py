@@ -9,8 +9,7 @@ import click
 
 from meshllm import rpc
 from meshllm.cli.output import Output
-from meshllm.errors import GgufError
-from meshllm.models import find_models, load_model, resolve
+from meshllm.models import offered_models, resolve
 
 _LOG_INTERVAL_S = 0.5
 
@@ -42,16 +41,16 @@ def device_server(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     output = Output()
-    offered = _offered_models(models, output)
+    offered = [resolve(name) for name in models] if models else offered_models(output.say)
     server = rpc.DeviceServer(
         listen,
         devices,
-        [(fingerprint, files) for _, fingerprint, files in offered],
+        [(model.fingerprint(), model.files) for model in offered],
         threads=threads,
         memory_limit_bytes=int((max_vram or 0) * 1e9),
         allow_remote=allow_remote,
     )
-    names = ", ".join(name for name, _, _ in offered) or "none"
+    names = ", ".join(model.name for model in offered) or "none"
     lent = ", ".join(f"{d.name} ({d.memory_free / 1e9:.1f} GB)" for d in server.devices)
     output.say(f"listening on {server.address}; devices: {lent}; models: {names}")
     while not stop.wait(_LOG_INTERVAL_S):
@@ -60,18 +59,3 @@ def device_server(
     server.stop()
     done = server.counters()
     output.say(f"served {done['graphs_computed']} graphs in {done['compute_ns'] / 1e9:.3f} s of computing")
-
-
-def _offered_models(wanted: tuple[str, ...], output: Output) -> list[tuple[str, bytes, tuple[str, ...]]]:
-    """Name, fingerprint and files. A broken file that was not asked for is left out with a line."""
-    if wanted:
-        models = [resolve(name) for name in wanted]
-        return [(m.name, m.fingerprint(), m.files) for m in models]
-    offered = []
-    for path in find_models().values():
-        try:
-            model = load_model(path)
-            offered.append((model.name, model.fingerprint(), model.files))
-        except GgufError as error:
-            output.say(f"left out: {error}")
-    return offered

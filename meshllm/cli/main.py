@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from meshllm import __version__
-from meshllm.cli.device_server import device_server
+from meshllm.cli.ask_node import status, token
 from meshllm.cli.serve import serve
 from meshllm.errors import MeshLlmError
 
@@ -17,13 +17,25 @@ class DefaultGroup(click.Group):
     """`mesh-llm --model X` means `mesh-llm serve --model X`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        own = {"--help", "--version", *self.commands}
+        own = {"--help", "--version", *self.list_commands(ctx)}
         if not args or args[0] not in own:
             args = ["serve", *args]
         return super().parse_args(ctx, args)
 
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), "device-server"])
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name == "device-server":  # needs the compiled extension, which a lite client may lack
+            from meshllm.cli.device_server import device_server
+
+            return device_server
+        return super().get_command(ctx, name)
+
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        formatter.write_usage(ctx.command_path, "[serve] --model MODEL [OPTIONS] [-- LLAMA_SERVER_OPTIONS]")
+        formatter.write_usage(
+            ctx.command_path, "[serve] [--model MODEL] [--join TOKEN] [OPTIONS] [-- LLAMA_SERVER_OPTIONS]"
+        )
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -40,4 +52,5 @@ def main() -> None:
 
 
 main.add_command(serve)
-main.add_command(device_server)
+main.add_command(status)
+main.add_command(token)

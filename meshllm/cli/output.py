@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import IO
+
+import orjson
+
+from meshllm.errors import MeshLlmError
 
 
 class Output:
-    def __init__(self, verbose: bool = False) -> None:
+    def __init__(self, verbose: bool = False, json: bool = False) -> None:
         self._verbose = verbose
-        self._live = sys.stderr.isatty() and not verbose
+        self._json = json
+        self._live = sys.stderr.isatty() and not verbose and not json
         self._shown = ""
 
     def say(self, text: str) -> None:
         self._clear()
-        print(text, file=sys.stderr, flush=True)
+        self._print("event", text)
 
     def progress(self, text: str) -> None:
         """On a terminal the line changes in place; elsewhere each new text is a line."""
@@ -24,8 +34,13 @@ class Output:
             sys.stderr.write(f"\r\033[K{text}")
             sys.stderr.flush()
         else:
-            print(text, file=sys.stderr, flush=True)
+            self._print("progress", text)
         self._shown = text
+
+    def _print(self, kind: str, text: str) -> None:
+        if self._json:
+            text = orjson.dumps({"time": round(time.time(), 3), kind: text}).decode()
+        print(text, file=sys.stderr, flush=True)
 
     def engine_log(self) -> IO[str] | None:
         """Where llama-server's own lines go."""
@@ -35,3 +50,17 @@ class Output:
         if self._live and self._shown:
             sys.stderr.write("\r\033[K")
         self._shown = ""
+
+
+@contextmanager
+def open_engine_log(output: Output, path: Path | None) -> Iterator[IO[str] | None]:
+    """Where llama-server's lines go: to a file, to the terminal, or nowhere. Raises MeshLlmError."""
+    if path is None:
+        yield output.engine_log()
+        return
+    try:
+        file = path.open("w")
+    except OSError as error:
+        raise MeshLlmError(f"cannot write {path}: {error.strerror}") from error
+    with contextlib.closing(file):
+        yield file

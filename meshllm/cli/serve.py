@@ -1,39 +1,35 @@
-"""`mesh-llm [serve]`: one model, on this machine or over device servers, at one endpoint."""
+"""`mesh-llm [serve]`: a node of the mesh, or one model over device servers named by hand; one endpoint either way."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import signal
-import socket
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
-from aiohttp import web
-
-from meshllm import rpc
-from meshllm.api import make_app
-from meshllm.cli.output import Output
-from meshllm.engine import Engine, find_binaries, plan_engine
-from meshllm.errors import MeshLlmError
-from meshllm.models import resolve
-
-_STAGE_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
 class ServeConfig:
-    model: str | None
+    model: tuple[str, ...]
+    join: str | None
+    client: bool
     host: str
     port: int
+    bind_port: int
+    name: str | None
+    identity: Path | None
+    split: bool
+    max_vram: float | None
     stages: tuple[str, ...]
     tensor_split: tuple[float, ...] | None
-    host_device: str | None
+    device: str | None
     bin_dir: Path | None
     engine_log: Path | None
+    log_json: bool
     verbose: bool
     engine_args: tuple[str, ...]
 
@@ -47,117 +43,54 @@ def parse_split(_ctx: click.Context, _param: click.Parameter, text: str | None) 
         raise click.BadParameter("write numbers with commas between, such as 0.67,0.33") from None
 
 
+_FILE = click.Path(path_type=Path, dir_okay=False)
+
+
 @click.command(context_settings={"ignore_unknown_options": False})
-@click.option("--model", help="A GGUF file, or the name of a model on disk.")
+@click.option("--model", multiple=True, help="A GGUF file, or the name of a model on disk.")
+@click.option("--join", metavar="TOKEN", help="Join the mesh of this invite token.")
+@click.option("--client", is_flag=True, help="Only use the mesh: no GPU, no model, no engine. Needs --join.")
 @click.option("--port", default=9337, show_default=True, help="Port of the API.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address of the API.")
-@click.option(
-    "--stage",
-    "stages",
-    multiple=True,
-    metavar="ADDRESS",
-    help="A device server that takes layers; repeatable, in order.",
-)
+@click.option("--bind-port", default=0, help="UDP port of the mesh, to be forwarded by a router; default: any.")
+@click.option("--name", help="What this node is called; default: the host's name.")
+@click.option("--identity", type=_FILE, help="File of this node's key; default: in the user's data directory.")
+@click.option("--split", is_flag=True, help="Split the model over the mesh even if it fits on one machine.")
+@click.option("--max-vram", type=click.FloatRange(min=0, min_open=True), metavar="GB", help="Memory lent of a device.")
 @click.option(
     "--tensor-split",
     callback=parse_split,
     metavar="R,R",
-    help="Share of each stage; one more for the host's own.",
+    help="Share of each stage in order and, last, of the host.",
 )
-@click.option(
-    "--device",
-    "host_device",
-    metavar="NAME",
-    help="The host's own device with --stage; default: the first GPU, or the CPU.",
-)
+@click.option("--device", metavar="NAME", help="The ggml device to use; default: all GPUs, or the CPU.")
+@click.option("--stage", "stages", multiple=True, metavar="ADDRESS", help="Without a mesh: a device server by hand.")
 @click.option("--bin-dir", type=click.Path(path_type=Path, file_okay=False), help="Folder of another llama-server.")
-@click.option(
-    "--engine-log",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Write all that llama-server prints to a file.",
-)
+@click.option("--engine-log", type=_FILE, help="Write all that llama-server prints to a file.")
+@click.option("--log-json", is_flag=True, help="One JSON object per event.")
 @click.option("--verbose", is_flag=True, help="Show all that llama-server prints.")
 @click.argument("engine_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- LLAMA_SERVER_OPTIONS]")
 def serve(**options: object) -> None:
     """Serve a model (the default command). What follows -- goes to llama-server as it is."""
-    run = _runner()
-    run(_serve(ServeConfig(**options)))  # type: ignore[arg-type]
+    config = ServeConfig(**options)  # type: ignore[arg-type]
+    if config.client and not config.join:
+        raise click.UsageError("--client needs --join TOKEN: a client has nothing of its own to serve")
+    if config.client and config.model:
+        raise click.UsageError("--client takes no --model; the mesh has its models")
+    if len(config.model) > 1:
+        raise click.UsageError("one --model a node for now; start another node for another model")
+    if config.stages and (config.join or config.client or config.split):
+        raise click.UsageError("--stage names device servers by hand and goes without a mesh")
+    if config.stages:
+        from meshllm.cli.by_hand import serve_by_hand as work
+    else:
+        from meshllm.cli.run_node import serve_node as work
+    runner()(work(config))
 
 
-def _runner() -> Callable[[Awaitable[None]], None]:
+def runner() -> Callable[[Coroutine[Any, Any, None]], None]:
     if sys.platform == "win32":
-        return asyncio.run  # type: ignore[return-value]
+        return asyncio.run
     import uvloop
 
-    return uvloop.run  # type: ignore[return-value]
-
-
-async def _serve(config: ServeConfig) -> None:
-    output = Output(verbose=config.verbose)
-    listener = bind(config.host, config.port)
-    with contextlib.closing(listener):
-        model = resolve(config.model)
-        binaries = find_binaries(config.bin_dir)
-        servers = [
-            (address, await asyncio.to_thread(rpc.probe, address, _STAGE_TIMEOUT_S)) for address in config.stages
-        ]
-        plan = plan_engine(model, binaries, servers, config.tensor_split, config.host_device, config.engine_args)
-        for stage in plan.stages:
-            if not stage.has_model:
-                output.say(f"{stage.address} does not have {model.name}: its weights travel over the network")
-        with contextlib.ExitStack() as stack:
-            log_file = output.engine_log()
-            if config.engine_log:
-                try:
-                    log_file = stack.enter_context(config.engine_log.open("w"))
-                except OSError as error:
-                    raise MeshLlmError(f"cannot write {config.engine_log}: {error.strerror}") from error
-            engine = Engine(plan, output.say, output.progress, log_file)
-            await _run(engine, listener, config, output)
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """Before anything else is started. Raises MeshLlmError."""
-    try:
-        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, proto)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-        except BaseException:
-            listener.close()
-            raise
-        return listener
-    except (OSError, OverflowError) as error:
-        if getattr(error, "errno", None) == 98 or "in use" in str(error):
-            raise MeshLlmError(f"port {port} is in use; choose another with --port") from None
-        raise MeshLlmError(f"cannot listen on {host} port {port}: {error}") from None
-
-
-async def _run(engine: Engine, listener: socket.socket, config: ServeConfig, output: Output) -> None:
-    """Until a signal comes or the engine gives up."""
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    runner = web.AppRunner(make_app(engine), handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
-    await runner.setup()
-    supervised = asyncio.create_task(engine.run(), name="engine")
-    try:
-        await web.SockSite(runner, listener, backlog=1024).start()
-        announced = asyncio.create_task(_announce(engine, listener, output), name="announce")
-        stopped = asyncio.create_task(stop.wait(), name="stop")
-        await asyncio.wait({supervised, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        announced.cancel()
-        stopped.cancel()
-    finally:
-        supervised.cancel()
-        await runner.cleanup()
-        with contextlib.suppress(asyncio.CancelledError):
-            await supervised
-
-
-async def _announce(engine: Engine, listener: socket.socket, output: Output) -> None:
-    await engine.first_ready.wait()
-    host, port = listener.getsockname()[:2]
-    output.say(f"the API is at http://{f'[{host}]' if ':' in host else host}:{port}/v1")
+    return uvloop.run

@@ -19,10 +19,22 @@ _STAGE_OPTIONS = ("-ngl", "999", "--fit", "off", "--cache-ram", "0", "--ctx-chec
 
 
 @dataclass(frozen=True)
+class StageServer:
+    """A device server that takes part: `address` for the host, `peer_address` for the other stages."""
+
+    name: str
+    address: str
+    peer_address: str
+    info: rpc.ServerInfo
+
+
+@dataclass(frozen=True)
 class Stage:
     """One device of one device server, as the host and the other stages reach it."""
 
+    name: str
     address: str
+    peer_address: str
     device: int
     description: str
     n_layers: int
@@ -51,7 +63,10 @@ class EnginePlan:
 
     def backend_config(self, counters: Path) -> bytes:
         """The JSON that MESH_LLM_BACKEND_CONFIG names; docs/architecture.md."""
-        stages = [{"name": s.address, "address": s.address, "device": s.device} for s in self.stages]
+        stages = [
+            {"name": s.name, "address": s.address, "peer_address": s.peer_address, "device": s.device}
+            for s in self.stages
+        ]
         model = {"fingerprint": self.model.fingerprint().hex(), "files": self.model.files}
         return orjson.dumps(
             {"stages": stages, "host_device": self.host_device, "model": model, "counters": str(counters)}
@@ -61,17 +76,17 @@ class EnginePlan:
 def plan_engine(
     model: Model,
     binaries: Binaries,
-    servers: Sequence[tuple[str, rpc.ServerInfo]],
+    servers: Sequence[StageServer],
     split: Sequence[float] | None,
     host_device: str | None,
     extra_args: Sequence[str],
 ) -> EnginePlan:
-    """`servers` are addresses with what they say of themselves, in the order of the layers. Raises EngineError.
+    """`servers` in the order of the layers. Raises EngineError.
 
     `split` has one number per stage, and may have one more for the host's own share of layers; without it the stages
     share by their free memory.
     """
-    devices = [(address, i, device) for address, info in servers for i, device in enumerate(info.devices)]
+    devices = [(server, i, device) for server in servers for i, device in enumerate(server.info.devices)]
     weights = [float(device.memory_free) for _, _, device in devices] if split is None else list(split)
     if len(weights) not in (len(devices), len(devices) + 1):
         raise EngineError(
@@ -82,13 +97,13 @@ def plan_engine(
     layers = assign_layers(model.n_layers, weights, host_weight) if devices else [model.n_layers]
     sizes = _layer_bytes(model)
     fingerprint = model.fingerprint().hex() if devices else ""
-    models = {address: info.models for address, info in servers}
     stages = []
     first = 0
-    for (address, index, device), n in zip(devices, layers[:-1], strict=True):
+    for (server, index, device), n in zip(devices, layers[:-1], strict=True):
         weight_bytes = sum(sizes[first : first + n])
-        has_model = fingerprint in models[address]
-        stages.append(Stage(address, index, device.description, n, has_model, weight_bytes))
+        has_model = fingerprint in server.info.models
+        where = server.name, server.address, server.peer_address
+        stages.append(Stage(*where, index, device.description, n, has_model, weight_bytes))
         first += n
     device_name = host_device or _best_device()
     return EnginePlan(model, binaries, tuple(stages), layers[-1], device_name, tuple(extra_args))

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
@@ -78,6 +79,27 @@ class Engine:
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(self._ready.wait(), _POLL_S)
         return self.state is EngineState.READY
+
+    async def socket_for(self, timeout_s: float) -> Path | None:
+        """llama-server's, once requests can be served; see api.Target."""
+        return self.socket if await self.wait_ready(timeout_s) else None
+
+    def describe(self) -> dict[str, object]:
+        """For GET /mesh/status."""
+        plan, counters = self.plan, self.counters()
+        stages = [
+            asdict(stage) | {"counters": counters.stages[i] if i < len(counters.stages) else {}}
+            for i, stage in enumerate(plan.stages)
+        ]
+        model = {"name": plan.model.name, "size_bytes": plan.model.size_bytes, "n_layers": plan.model.n_layers}
+        return {
+            "state": str(self.state),
+            "reason": self.reason,
+            "restarts": self.restarts,
+            "model": model,
+            "host": {"device": plan.host_device, "n_layers": plan.host_layers},
+            "stages": stages,
+        }
 
     async def run(self) -> None:
         """Returns only by cancellation, or raises EngineError when the model cannot be served here."""
@@ -213,7 +235,7 @@ class Engine:
         for device, size in self._buffers.items():
             number = device.removeprefix("STAGE")
             stage = self.plan.stages[int(number)] if number.isdigit() else None
-            parts.append(f"{device} {stage.address}: {size}" if stage else f"{device}: {size}")
+            parts.append(f"{device} {stage.name}: {size}" if stage else f"{device}: {size}")
         return f" ({', '.join(parts)})" if parts else ""
 
     def _report_loading(self, counters: Counters) -> None:

@@ -6,7 +6,7 @@ import difflib
 import importlib.util
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,6 +75,19 @@ def resolve(wanted: str | None) -> Model:
 def wanted_matches(wanted: str, name: str) -> bool:
     """Whether a person who writes `wanted` may mean the model `name`."""
     return _plain(wanted) in (_plain(name), _QUANTISATION.sub("", _plain(name)))
+
+
+def offered_models(say: Callable[[str], None]) -> list[Model]:
+    """Every model on disk. A broken file is left out with a line."""
+    offered = []
+    for path in find_models().values():
+        try:
+            model = load_model(path)
+            model.fingerprint()
+            offered.append(model)
+        except GgufError as error:
+            say(f"left out: {error}")
+    return offered
 
 
 def load_model(path: Path) -> Model:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -77,24 +79,40 @@ def test_client_that_goes_frees_its_slot(solo: Api) -> None:
     eventually(lambda: not any(slot["is_processing"] for slot in solo.request("/slots")), 10, "idle slots")
 
 
-def test_killed_engine_is_started_again(model: Path) -> None:
+def test_killed_engine_is_started_again_and_the_request_with_it(model: Path) -> None:
     with MeshLlm("--model", str(model)) as server:
         api = server.ready().api
         victim = llama_server_of(server)
-
-        def ask() -> int:
-            try:
-                return api.status_of("/completion", {"prompt": "Hi", "n_predict": 3000, "ignore_eos": True})[0]
-            except (OSError, http.client.HTTPException):
-                return 0  # cut off
 
         def kill() -> None:
             eventually(lambda: any(slot["is_processing"] for slot in api.request("/slots")))
             victim.kill()
 
-        assert in_parallel([ask, kill])[0] != 200
-        assert api.complete("Hi", 3)["tokens_predicted"] == 3  # held until the engine is back
-        assert api.mesh_status()["restarts"] == 1
+        answer, _ = in_parallel([lambda: api.complete("Hi", 400), kill])
+        assert answer["tokens_predicted"] == 400
+        assert api.complete("Hi", 3)["tokens_predicted"] == 3
+        assert api.engine_status()["restarts"] == 1
+
+
+def test_request_that_kills_every_engine_is_given_up(model: Path) -> None:
+    with MeshLlm("--model", str(model)) as server:
+        api = server.ready().api
+
+        def kill() -> None:
+            for _ in range(3):
+                eventually(lambda: busy(api), 60)
+                victim = llama_server_of(server)
+                victim.kill()
+                victim.wait(10)
+
+        def busy(api: Api) -> bool:
+            try:
+                return any(slot["is_processing"] for slot in api.request("/slots"))
+            except OSError:
+                return False
+
+        body = {"prompt": "Hi", "n_predict": 5000, "ignore_eos": True}
+        assert in_parallel([lambda: api.status_of("/completion", body), kill])[0][0] == 503
 
 
 def test_killed_parent_takes_the_engine_along(model: Path) -> None:
@@ -118,11 +136,14 @@ def test_signal_leaves_nothing_behind(
 
 
 def fails_with(*args: str) -> str:
-    result = subprocess.run([MESH_LLM, *args], capture_output=True, text=True, timeout=60, check=False)
+    with tempfile.TemporaryDirectory() as data:
+        env = os.environ | {"XDG_DATA_HOME": data}
+        result = subprocess.run([MESH_LLM, *args], env=env, capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 2, result.stderr
-    lines = [line for line in result.stderr.splitlines() if not line.startswith("loading")]
-    assert len(lines) == 1, result.stderr
-    return lines[0]
+    lines = result.stderr.splitlines()
+    assert [line.startswith("mesh-llm: ") for line in lines].count(True) == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    return lines[-1]
 
 
 def test_port_in_use(model: Path) -> None:

@@ -123,7 +123,7 @@ def test_same_answers_as_plain_llama_server(
     with serve(hosts, model, *stages) as server:
         server.ready()
         got = answers(api_of(hosts))
-        status = api_of(hosts).mesh_status()
+        status = api_of(hosts).engine_status()
     for name, expected in reference.items():
         assert got[name]["content"] == expected["content"], name
         pairs = zip(got[name]["completion_probabilities"], expected["completion_probabilities"], strict=True)
@@ -151,9 +151,9 @@ def test_one_wait_a_token_and_logits_stay(hosts: Any, servers: dict[str, str], m
         server.ready()
         api = api_of(hosts)
         api.complete("Hi", 8)
-        before = api.mesh_status()
+        before = api.engine_status()
         api.complete("Hi", 101)
-        first, last = spent(before, api.mesh_status())
+        first, last = spent(before, api.engine_status())
     n_tokens, n_embd, n_vocab = 101, 576, 49152
     assert first["blocking_waits"] == 0
     assert last["blocking_waits"] <= n_tokens + 1
@@ -174,9 +174,9 @@ def test_changing_batches_send_each_graph_once(hosts: Any, servers: dict[str, st
 
         totals = []
         while len(totals) < 15 and (not totals or totals[-1][0] > 0):
-            before = api.mesh_status()
+            before = api.engine_status()
             round_of_four()
-            change = spent(before, api.mesh_status())
+            change = spent(before, api.engine_status())
             totals.append((sum(c["graph_sends"] for c in change), sum(c["graph_hits"] for c in change)))
     # clients that start together meet in batches that differ a little, so new shapes come up for some rounds
     sends, hits = totals[-1]
@@ -191,10 +191,10 @@ def test_killed_device_server_fails_the_request_only(hosts: Any, servers: dict[s
     with DeviceServer(listen, *args, prefix=prefix) as victim, ExitStack() as stack:
         victim.ready()
         server = stack.enter_context(serve(hosts, model, "--stage", servers["h2"], "--stage", listen)).ready()
-        before = api.mesh_status()
+        before = api.engine_status()
 
         def kill() -> None:
-            eventually(lambda: spent(before, api.mesh_status())[0]["pushes"] > 20, 30, "an answer under way")
+            eventually(lambda: spent(before, api.engine_status())[0]["pushes"] > 20, 30, "an answer under way")
             victim.kill(signal.SIGKILL)
 
         def ask() -> str:
@@ -204,15 +204,15 @@ def test_killed_device_server_fails_the_request_only(hosts: Any, servers: dict[s
 
         text, _ = in_parallel([ask, kill])
         assert "500" in text and "Compute error" in text
-        eventually(lambda: api.mesh_status()["state"] == "stage lost", 5)
+        eventually(lambda: api.engine_status()["state"] == "stage lost", 5)
         with pytest.raises(OSError, match="503") as refused:
             api.complete("Hi", 3)
         assert "STAGE1" in str(refused.value) and "is lost" in str(refused.value)
         with DeviceServer(listen, *args, prefix=prefix) as back:
             back.ready()
-            eventually(lambda: api.mesh_status()["state"] == "ready", 30, "ready again")
+            eventually(lambda: api.engine_status()["state"] == "ready", 30, "ready again")
             assert api.complete("Hi", 5)["tokens_predicted"] == 5
-            assert server.popen.poll() is None and api.mesh_status()["restarts"] == 1
+            assert server.popen.poll() is None and api.engine_status()["restarts"] == 1
 
 
 def test_stage_without_the_model_gets_its_weights(hosts: Any, model: Path, other_model: Path) -> None:
@@ -222,7 +222,7 @@ def test_stage_without_the_model_gets_its_weights(hosts: Any, model: Path, other
         ours.ready()
         with serve(hosts, model, "--stage", listen) as server:
             server.ready()
-            stage = api_of(hosts).mesh_status()["stages"][0]
+            stage = api_of(hosts).engine_status()["stages"][0]
             assert "its weights travel over the network" in server.output()
             assert stage["counters"]["weight_bytes_sent"] == stage["weight_bytes"]
             assert stage["counters"]["weight_bytes_local"] == 0

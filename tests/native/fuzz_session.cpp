@@ -18,7 +18,7 @@ server::Shared & shared() {
         ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
         out->devices.push_back(std::make_unique<server::Device>(cpu, 1, 8 << 20));
         out->loader = std::make_unique<server::Loader>(1, out->counters);
-        out->may_dial = [](const std::string &) { return false; };
+        out->peer_address = [](const std::string &) { return std::nullopt; };
         out->log = [](const std::string &) {};
         ggml_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
         return out;

@@ -164,8 +164,8 @@ class Api:
         }
         return self.request("/completion", body | options)
 
-    def mesh_status(self) -> Any:
-        return self.request("/mesh/status")
+    def engine_status(self) -> Any:
+        return self.request("/mesh/status")["engine"]
 
     def healthy(self) -> bool:
         try:
@@ -175,14 +175,32 @@ class Api:
 
 
 class MeshLlm(Process):
-    """`mesh-llm` serving; `api` talks to it."""
+    """`mesh-llm` serving, with a data folder of its own; `api` talks to it."""
 
     def __init__(
-        self, *args: str, host: str = "127.0.0.1", port: int | None = None, prefix: Sequence[str] = ()
+        self,
+        *args: str,
+        host: str = "127.0.0.1",
+        port: int | None = None,
+        prefix: Sequence[str] = (),
+        data: Path | None = None,
     ) -> None:
         self.port = port or free_port()
-        super().__init__([MESH_LLM, "--host", host, "--port", str(self.port), *args], prefix=prefix)
+        self._own_data = tempfile.TemporaryDirectory(prefix="data-")
+        self.data = data or Path(self._own_data.name)
+        env = {"XDG_DATA_HOME": str(self.data)}
+        super().__init__([MESH_LLM, "--host", host, "--port", str(self.port), *args], env, prefix)
         self.api = Api(f"http://{host}:{self.port}")
+
+    def __exit__(self, *exc: object) -> None:
+        super().__exit__(*exc)
+        self._own_data.cleanup()
+
+    def command(self, name: str, *args: str) -> subprocess.CompletedProcess[str]:
+        """`mesh-llm status` and the like, for this node."""
+        argv = [MESH_LLM, name, "--port", str(self.port), *args]
+        env = os.environ | {"XDG_DATA_HOME": str(self.data)}
+        return subprocess.run(argv, env=env, capture_output=True, text=True, timeout=30, check=False)
 
     def ready(self, timeout_s: float = 90) -> Self:
         self.wait_output("the API is at", timeout_s)

@@ -1,0 +1,118 @@
+"""A node as `mesh-llm` runs it: identity, worker, mesh, endpoint, and the socket that `status` and `token` ask."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from pathlib import Path
+
+import orjson
+from aiohttp import web
+
+from meshllm.api import make_app
+from meshllm.cli.endpoint import bind, serving, until_signal, url_of
+from meshllm.cli.output import Output, open_engine_log
+from meshllm.cli.serve import ServeConfig
+from meshllm.errors import MeshLlmError
+from meshllm.mesh.identity import Identity, IdentityFile, data_folder, make_identity
+from meshllm.mesh.state import MeshState
+from meshllm.mesh.token import Token, decode
+from meshllm.node import HostTarget, Node, NodeConfig, default_name
+
+
+async def serve_node(config: ServeConfig) -> None:
+    output = Output(verbose=config.verbose, json=config.log_json)
+    with contextlib.ExitStack() as stack:
+        token = decode(config.join, time.time()) if config.join else None
+        listener = stack.enter_context(contextlib.closing(bind(config.host, config.port)))
+        log_file = stack.enter_context(open_engine_log(output, config.engine_log))
+        identity, state = _identity(config, stack)
+        worker = None
+        if not config.client:
+            from meshllm.worker import Worker, WorkerConfig
+
+            worker_config = WorkerConfig(
+                config.model,
+                token is None,
+                config.device,
+                int((config.max_vram or 0) * 1e9),
+                config.bin_dir,
+                config.engine_args,
+            )
+            worker = Worker(worker_config, output.say, output.progress, log_file)
+        node_config = NodeConfig(
+            config.name or default_name(), config.bind_port, token, config.split, config.tensor_split or ()
+        )
+        node = Node(node_config, identity, state, worker, output.say)
+        await until_signal(_run(node, token, listener, output))
+
+
+def _identity(config: ServeConfig, stack: contextlib.ExitStack) -> tuple[Identity, MeshState]:
+    """A client, and a second node of this user's on one machine, gets a name for this run only."""
+    if config.client and config.identity is None:
+        return make_identity(), MeshState(None)
+    path = config.identity or data_folder() / "identity.pem"
+    file = IdentityFile(path)
+    stack.callback(file.close)
+    identity = file.load()
+    if identity is None:
+        if config.identity:
+            raise MeshLlmError(f"another mesh-llm uses the identity {path}; name another file with --identity")
+        return make_identity(), MeshState(None)
+    return identity, MeshState(path.with_name(path.name + ".mesh.json"))
+
+
+async def _run(node: Node, token: Token | None, listener: socket.socket, output: Output) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(serving(make_app(node), listener))
+        await stack.enter_async_context(serving(make_app(HostTarget(node)), node.folder / "api.sock"))
+        with contextlib.suppress(OSError):  # a path that is too long: the node runs, `mesh-llm status` does not
+            where = control_socket(listener.getsockname()[1])
+            await stack.enter_async_context(serving(_control_app(node), where))
+        announced = asyncio.create_task(_announce(node, token, listener, output), name="announce")
+        try:
+            await node.run()
+        finally:
+            announced.cancel()
+
+
+async def _announce(node: Node, token: Token | None, listener: socket.socket, output: Output) -> None:
+    await node.started.wait()
+    if token is None:
+        output.say(f"invite others: mesh-llm --join {node.make_token()}")
+    while await node.socket_for(3600) is None:
+        pass
+    output.say(f"the API is at {url_of(listener)}")
+
+
+def control_socket(port: int) -> Path:
+    """Where the node behind this API port answers to its user."""
+    folder = data_folder() / "run"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder / f"{port}.sock"
+
+
+def _control_app(node: Node) -> web.Application:
+    async def status(_request: web.Request) -> web.Response:
+        return web.json_response(body=orjson.dumps(node.describe()))
+
+    async def token(request: web.Request) -> web.Response:
+        try:
+            return web.json_response({"token": node.make_token(float((await request.json())["expires_s"]))})
+        except MeshLlmError as error:
+            return web.json_response({"error": str(error)}, status=409)
+
+    async def revoke(request: web.Request) -> web.Response:
+        try:
+            node.revoke(decode((await request.json())["token"], 0))
+        except MeshLlmError as error:
+            return web.json_response({"error": str(error)}, status=409)
+        return web.json_response({})
+
+    app = web.Application()
+    app.router.add_get("/status", status)
+    app.router.add_post("/token", token)
+    app.router.add_post("/revoke", revoke)
+    return app

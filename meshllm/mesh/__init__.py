@@ -1,0 +1,1 @@
+"""Identity, token, transport, membership and plan: everything that makes several machines one mesh."""

@@ -1,0 +1,186 @@
+"""What a node says of itself to all others. Checked once, at decode; immutable afterwards."""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from meshllm.errors import ProtocolError
+from meshllm.mesh.token import split_address
+
+_T = TypeVar("_T")
+
+MAX_NAME = 80
+MAX_MODELS = 256
+MAX_PEERS = 1024
+_NODE = re.compile(r"[0-9a-f]{64}")
+_SERIAL = re.compile(r"[0-9a-f]{32}")
+
+
+class Role(enum.StrEnum):
+    WORKER = "worker"
+    CLIENT = "client"  # uses the mesh, computes nothing
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model on a node's disk, or one that it wants served. `fingerprint`: 64 hexadecimal digits."""
+
+    name: str
+    fingerprint: str
+    size_bytes: int
+    n_layers: int
+
+
+@dataclass(frozen=True)
+class Serving:
+    """The engine that a node runs as host, or is about to."""
+
+    fingerprint: str
+    stages: tuple[str, ...]  # node ids in the order of layers
+    ready: bool
+
+
+@dataclass(frozen=True)
+class Announcement:
+    """`version` grows with every change, and beyond whatever others remember of an earlier life."""
+
+    node_id: str
+    version: int
+    name: str = ""
+    role: Role = Role.WORKER
+    addresses: tuple[str, ...] = ()
+    device: str = ""
+    memory_bytes: int = 0  # that a model may take: devices' memory less the reserve, under the user's cap
+    engine: str = ""  # nodes compute together when this is the same
+    models: tuple[ModelInfo, ...] = ()
+    wants: tuple[ModelInfo, ...] = ()
+    split: bool = False
+    tensor_split: tuple[float, ...] = ()
+    serving: tuple[Serving, ...] = ()
+    rtts_ms: dict[str, float] = field(default_factory=dict)
+    revoked: tuple[str, ...] = ()  # serials of tokens
+
+    def encode(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "id": self.node_id,
+            "v": self.version,
+            "name": self.name,
+            "role": str(self.role),
+            "addrs": list(self.addresses),
+            "dev": self.device,
+            "mem": self.memory_bytes,
+            "eng": self.engine,
+            "models": [_model_fields(m) for m in self.models],
+            "wants": [_model_fields(m) for m in self.wants],
+            "split": self.split,
+            "ts": list(self.tensor_split),
+            "serving": [[s.fingerprint, list(s.stages), s.ready] for s in self.serving],
+            "rtts": self.rtts_ms,
+            "revoked": list(self.revoked),
+        }
+
+
+def _model_fields(model: ModelInfo) -> list[object]:
+    return [model.name, model.fingerprint, model.size_bytes, model.n_layers]
+
+
+def decode_announcement(value: object) -> Announcement:
+    """Raises ProtocolError for anything that `encode` does not make."""
+    try:
+        return _decode(value)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ProtocolError(f"an announcement that is none: {error!r}") from None
+
+
+def _decode(value: Any) -> Announcement:
+    return Announcement(
+        node_id=_node(value["id"]),
+        version=_number(value["v"], 1, 1 << 62),
+        name=_text(value["name"]),
+        role=Role(value["role"]),
+        addresses=_list(value["addrs"], _address, 32),
+        device=_text(value["dev"]),
+        memory_bytes=_number(value["mem"], 0, 1 << 60),
+        engine=_text(value["eng"]),
+        models=_list(value["models"], _model, MAX_MODELS),
+        wants=_list(value["wants"], _model, MAX_MODELS),
+        split=_flag(value["split"]),
+        tensor_split=_list(value["ts"], _share, 64),
+        serving=_list(value["serving"], _serving, 64),
+        rtts_ms=_rtts(value["rtts"]),
+        revoked=_list(value["revoked"], _serial, MAX_PEERS),
+    )
+
+
+def _list(value: Any, item: Callable[[Any], _T], limit: int) -> tuple[_T, ...]:
+    if not isinstance(value, list) or len(value) > limit:
+        raise ValueError("no list, or too long")
+    return tuple(item(v) for v in value)
+
+
+def _text(value: Any) -> str:
+    """Shown to people: nothing that moves a terminal's cursor."""
+    if not isinstance(value, str) or len(value) > MAX_NAME:
+        raise ValueError("no text, or too long")
+    return "".join(c if c.isprintable() else "?" for c in value)
+
+
+def _number(value: Any, low: int, high: int) -> int:
+    if type(value) is not int or not low <= value <= high:
+        raise ValueError("no number in its range")
+    return value
+
+
+def _share(value: Any) -> float:
+    if type(value) not in (int, float) or not 0 <= value <= 1e12:
+        raise ValueError("no share")
+    return float(value)
+
+
+def _flag(value: Any) -> bool:
+    if type(value) is not bool:
+        raise ValueError("no flag")
+    return value
+
+
+def _matching(pattern: re.Pattern[str], value: Any) -> str:
+    if not isinstance(value, str) or not pattern.fullmatch(value):
+        raise ValueError("no id")
+    return value
+
+
+def _node(value: Any) -> str:
+    return _matching(_NODE, value)
+
+
+def _serial(value: Any) -> str:
+    return _matching(_SERIAL, value)
+
+
+def _address(value: Any) -> str:
+    if not isinstance(value, str) or not split_address(value):
+        raise ValueError("no address")
+    return value
+
+
+def _model(value: Any) -> ModelInfo:
+    name, fingerprint, size, n_layers = value
+    if not _text(name):
+        raise ValueError("a model without a name")
+    return ModelInfo(_text(name), _node(fingerprint), _number(size, 1, 1 << 60), _number(n_layers, 1, 10000))
+
+
+def _serving(value: Any) -> Serving:
+    fingerprint, stages, ready = value
+    return Serving(_node(fingerprint), _list(stages, _node, 64), _flag(ready))
+
+
+def _rtts(value: Any) -> dict[str, float]:
+    if not isinstance(value, dict) or len(value) > MAX_PEERS:
+        raise ValueError("no table of RTTs")
+    return {_node(k): _share(v) for k, v in value.items()}

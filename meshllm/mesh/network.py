@@ -1,0 +1,452 @@
+"""The node's place in the mesh: links to members, admission of new ones, and the gossip that runs over them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+
+from meshllm.errors import MeshError, MeshLlmError, ProtocolError, TransportError
+from meshllm.mesh import hello
+from meshllm.mesh.announcement import Announcement, Role
+from meshllm.mesh.hello import Credentials
+from meshllm.mesh.identity import Identity
+from meshllm.mesh.membership import MAX_MESSAGE_BYTES, Membership
+from meshllm.mesh.quic import QuicEndpoint, random_hex
+from meshllm.mesh.token import Token, join_address
+from meshllm.mesh.transport import Link, Stream, StreamKind
+
+_DIAL_TIMEOUT_S = 5.0
+_STAGGER_S = 0.15  # between the addresses of one node, as RFC 8305 does it
+_HELLO_TIMEOUT_S = 5.0
+_REDIAL_S = 2.0
+_MAX_PENDING = 64  # gossip messages kept for a peer that is being dialled
+_MAX_LINKED = 64  # workers; in a larger mesh RTTs are known of some only
+_RTT_SAMPLES = 10
+_TICK_S = 0.1
+_REFUSAL_LOG_S = 60.0
+
+
+@dataclass
+class _Peer:
+    """What this node has with one other."""
+
+    links: list[Link] = field(default_factory=list)
+    dialling: asyncio.Task[None] | None = None
+    boot: str = ""
+    pending: deque[bytes] = field(default_factory=lambda: deque(maxlen=_MAX_PENDING))
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    rtts_ms: deque[float] = field(default_factory=lambda: deque(maxlen=_RTT_SAMPLES))
+    next_dial: float = 0.0
+
+
+class Mesh:
+    """`on_stream` gets streams of members (RPC, HTTP, TRANSFER); `say` one line per event.
+
+    `changed` is set whenever the view may have changed.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        credentials: Credentials,
+        me: Announcement,
+        on_stream: Callable[[Link, StreamKind, Stream], None],
+        say: Callable[[str], None],
+    ) -> None:
+        self.credentials = credentials
+        self.membership = Membership(me, random.Random(), time.monotonic())
+        self.changed = asyncio.Event()
+        self.observed: str = ""  # this node's address as others see it
+        self.bootstrap: list[tuple[str, str | None]] = []  # (address, node id) to try while nobody is linked
+        self._on_stream = on_stream
+        self._say = say
+        self._boot = random_hex(8)
+        self._endpoint = QuicEndpoint(identity, self._incoming, self._stream_opened)
+        self._me = identity.node_id
+        self._peers: dict[str, _Peer] = {}
+        self._admitted: set[Link] = set()
+        self._hellos: dict[Link, asyncio.Future[Stream]] = {}
+        self._tasks: asyncio.TaskGroup | None = None
+        self._refused: dict[str, float] = {}
+        self._next_bootstrap = 0.0
+
+    # --- life ---
+
+    def start(self, port: int) -> None:
+        """Binds the UDP port. Raises TransportError."""
+        self._endpoint.start(port)
+
+    @property
+    def port(self) -> int:
+        return self._endpoint.port
+
+    async def run(self) -> None:
+        """Until cancelled; then says good-bye to the others."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._tasks = group
+                await self._drive()
+        finally:
+            self._tasks = None
+            await self._say_goodbye()
+            await self._endpoint.close()
+
+    async def _drive(self) -> None:
+        next_slow = 0.0
+        while True:
+            now = time.monotonic()
+            self.membership.tick(now)
+            if now >= next_slow:
+                next_slow = now + 1.0
+                self._measure()
+                self._keep_links(now)
+            self._flush()
+            await asyncio.sleep(_TICK_S)
+
+    async def _say_goodbye(self) -> None:
+        self.membership.leave()
+        for peer_id, message in self.membership.outbox:
+            peer = self._peers.get(peer_id)
+            if peer and (link := self._best(peer)):
+                stream = link.open(StreamKind.GOSSIP)
+                with contextlib.suppress(MeshLlmError, TimeoutError):
+                    await asyncio.wait_for(stream.write(_framed(message)), 0.2)
+        await asyncio.sleep(0.05)  # the datagrams leave before the links close
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        if self._tasks is None:
+            work.close()
+            return
+        self._tasks.create_task(self._contained(work), name=name)
+
+    async def _contained(self, work: Coroutine[Any, Any, None]) -> None:
+        """What one peer does may end its own task only."""
+        with contextlib.suppress(MeshLlmError, TimeoutError):
+            await work
+
+    # --- joining ---
+
+    async def join(self, token: Token) -> None:
+        """Raises MeshError when refused, TransportError when nobody answers."""
+        self.bootstrap = [(address, token.inviter) for address in token.addresses]
+        link = await self._dial_any(token.addresses, token.inviter)
+        await self._introduce(link)
+
+    async def _dial_any(self, addresses: Sequence[str], peer_id: str | None) -> Link:
+        """The first that answers, all tried at nearly the same time."""
+        errors: list[str] = []
+
+        async def attempt(i: int, address: str) -> Link:
+            await asyncio.sleep(i * _STAGGER_S)
+            return await self._endpoint.dial(address, peer_id, _DIAL_TIMEOUT_S)
+
+        tasks = [asyncio.create_task(attempt(i, a), name=f"dial {a}") for i, a in enumerate(addresses)]
+        try:
+            for next_done in asyncio.as_completed(tasks):
+                try:
+                    return await next_done
+                except TransportError as error:
+                    errors.append(str(error))
+        finally:
+            for task in tasks:
+                task.cancel()
+            done = await asyncio.gather(*tasks, return_exceptions=True)
+            self._drop_losers(done)
+        raise TransportError("; ".join(errors) or "no address is known")
+
+    def _drop_losers(self, done: Sequence[Link | BaseException]) -> None:
+        winners = [link for link in done if not isinstance(link, BaseException)]
+        for link in winners[1:]:
+            link.close("another path is used")
+
+    async def _introduce(self, link: Link) -> None:
+        """The dialling side of the hello. Closes the link and raises when it fails."""
+        stream = link.open(StreamKind.HELLO)
+        try:
+            async with asyncio.timeout(_HELLO_TIMEOUT_S):
+                await stream.write(_framed(hello.ask(self.credentials, self._me, self._boot)))
+                reply = await _read_framed(stream, hello.MAX_HELLO_BYTES)
+            welcome = hello.welcome(self.credentials, reply or b"", link.peer_id)
+        except TimeoutError:
+            link.close("no hello")
+            raise TransportError(f"{link.peer_address} does not answer") from None
+        except MeshLlmError as error:
+            link.close("no member")
+            raise type(error)(f"{link.peer_address}: {error}") from None
+        stream.finish()
+        if welcome.secret is not None:
+            self.credentials.secret = welcome.secret
+        self.observed = welcome.observed or self.observed
+        self._admit(link, welcome.boot)
+
+    def _incoming(self, link: Link) -> None:
+        self._hellos[link] = asyncio.get_running_loop().create_future()
+        self._spawn(self._receive_hello(link), f"hello {link.peer_address}")
+
+    async def _receive_hello(self, link: Link) -> None:
+        """The other side's. A stranger gets no other stream."""
+        try:
+            async with asyncio.timeout(_HELLO_TIMEOUT_S):
+                stream = await self._hellos[link]
+                question = await _read_framed(stream, hello.MAX_HELLO_BYTES)
+                reply, boot = hello.answer(
+                    self.credentials,
+                    question or b"",
+                    link.peer_id,
+                    self._me,
+                    self._boot,
+                    link.peer_address,
+                    self.revoked(),
+                    time.time(),
+                )
+                await stream.write(_framed(reply))
+                stream.finish()
+            self._admit(link, boot)
+        except (MeshError, ProtocolError) as error:
+            self._log_refusal(link, str(error))
+            with contextlib.suppress(MeshLlmError):
+                await stream.write(_framed(hello.refusal(str(error))))
+                stream.finish()
+                await asyncio.wait_for(link.wait_closed(), 1.0)  # the answer is to arrive first
+        except TimeoutError:
+            self._log_refusal(link, "it did not introduce itself")
+        finally:
+            self._hellos.pop(link, None)
+            if link not in self._admitted:
+                link.close("not admitted")
+
+    def _log_refusal(self, link: Link, why: str) -> None:
+        host, now = link.peer_address.rpartition(":")[0], time.monotonic()
+        self._refused = {h: t for h, t in self._refused.items() if now - t < _REFUSAL_LOG_S}
+        if host not in self._refused:
+            self._say(f"refused {link.peer_address}: {why}")
+        self._refused[host] = now
+
+    def revoked(self) -> frozenset[str]:
+        return frozenset(s for node in self.membership.present().values() for s in node.revoked)
+
+    # --- links ---
+
+    def _admit(self, link: Link, boot: str) -> None:
+        if link.peer_id == self._me:
+            link.close("this is the same node")
+            raise TransportError(f"{link.peer_address} is this node itself")
+        peer = self._peers.setdefault(link.peer_id, _Peer())
+        if peer.boot != boot:  # another life of it: what we had is void
+            for old in peer.links:
+                old.close("the peer has started anew")
+            peer.links.clear()
+            peer.boot = boot
+        self._admitted.add(link)
+        peer.links.append(link)
+        # When both dialled at once, both sides keep the one that the smaller id dialled; the other one ends unused.
+        peer.links.sort(key=lambda one: one.dialled != (self._me < one.peer_id))
+        self._spawn(self._watch(link, peer), f"link {link.peer_address}")
+        if len(peer.links) == 1:
+            self._spawn(self._send_gossip(peer, link), f"gossip to {link.peer_address}")
+            self.membership.link_up(link.peer_id, time.monotonic())
+        self.changed.set()
+
+    async def _watch(self, link: Link, peer: _Peer) -> None:
+        while not link.closed:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(link.wait_closed(), _HELLO_TIMEOUT_S)
+            if link is not peer.links[0] and link.n_streams == 0:
+                link.close("another link is used")
+        self._admitted.discard(link)
+        if link in peer.links:
+            peer.links.remove(link)
+        peer.wake.set()
+        self.changed.set()
+
+    def _best(self, peer: _Peer) -> Link | None:
+        return next((link for link in peer.links if not link.closed), None)
+
+    def link(self, peer_id: str) -> Link | None:
+        """The present one."""
+        peer = self._peers.get(peer_id)
+        return self._best(peer) if peer else None
+
+    async def open(self, peer_id: str, kind: StreamKind) -> Stream:
+        """A stream to a member, over a new link when there is none. Raises TransportError or MeshError."""
+        return (await self._linked(peer_id)).open(kind)
+
+    async def _linked(self, peer_id: str) -> Link:
+        if link := self.link(peer_id):
+            return link
+        peer = self._peers.setdefault(peer_id, _Peer())
+        if peer.dialling is None and self._tasks is not None:
+            work = self._contained(self._dial_member(peer_id))
+            peer.dialling = self._tasks.create_task(work, name=f"dial {peer_id[:10]}")
+        if peer.dialling is not None:
+            await asyncio.wait({peer.dialling}, timeout=2 * _DIAL_TIMEOUT_S)
+            peer.dialling = None if peer.dialling is None or peer.dialling.done() else peer.dialling
+        if link := self._best(peer):
+            return link
+        raise TransportError(f"{self.name_of(peer_id)} cannot be reached")
+
+    async def _dial_member(self, peer_id: str) -> None:
+        member = self.membership.member(peer_id)
+        addresses = member.announcement.addresses if member else ()
+        addresses = tuple(a for a, i in self.bootstrap if i == peer_id) + addresses
+        await self._introduce(await self._dial_any(list(dict.fromkeys(addresses)), peer_id))
+
+    def name_of(self, peer_id: str) -> str:
+        member = self.membership.member(peer_id)
+        return (member.announcement.name if member else "") or peer_id[:10]
+
+    def _keep_links(self, now: float) -> None:
+        """Workers are linked with each other, so that their RTTs are known."""
+        me = self.membership.me
+        workers = [i for i, n in self.membership.present().items() if n.role is Role.WORKER and i != self._me]
+        if me.role is Role.WORKER and len(workers) <= _MAX_LINKED:
+            for node_id in workers:
+                peer = self._peers.setdefault(node_id, _Peer())
+                if self._best(peer) is None and peer.dialling is None and now >= peer.next_dial:
+                    # The smaller id dials; the other does when that takes too long, behind a NAT perhaps.
+                    wait_s = 0 if self._me < node_id or peer.next_dial else _REDIAL_S
+                    peer.next_dial = now + (wait_s or _REDIAL_S)
+                    if not wait_s:
+                        self._spawn(self._try_link(node_id), f"link {node_id[:10]}")
+        if not self._admitted and self.bootstrap and now >= self._next_bootstrap:
+            self._next_bootstrap = now + 2 * _REDIAL_S
+            self._spawn(self._rejoin(), "rejoin")
+
+    async def _try_link(self, node_id: str) -> None:
+        await self._linked(node_id)
+
+    async def _rejoin(self) -> None:
+        for node_id in dict.fromkeys(i for _, i in self.bootstrap):
+            addresses = [a for a, i in self.bootstrap if i == node_id]
+            with contextlib.suppress(MeshLlmError):
+                await self._introduce(await self._dial_any(addresses, node_id))
+                return
+
+    # --- streams and gossip ---
+
+    def _stream_opened(self, link: Link, kind: StreamKind, stream: Stream) -> None:
+        if kind is StreamKind.HELLO and link in self._hellos and not self._hellos[link].done():
+            self._hellos[link].set_result(stream)
+        elif link not in self._admitted:
+            link.close("not admitted")
+        elif kind is StreamKind.GOSSIP:
+            self._spawn(self._read_gossip(link, stream), f"gossip from {link.peer_address}")
+        elif kind is StreamKind.HELLO:
+            stream.abort()
+        else:
+            self._on_stream(link, kind, stream)
+
+    async def _read_gossip(self, link: Link, stream: Stream) -> None:
+        try:
+            while (message := await _read_framed(stream, MAX_MESSAGE_BYTES)) is not None:
+                self.membership.receive(link.peer_id, message, time.monotonic())
+                self._flush()
+        except ProtocolError as error:
+            self._log_refusal(link, str(error))
+            link.close("broken gossip")
+
+    async def _send_gossip(self, peer: _Peer, link: Link) -> None:
+        """Its messages in order, on one stream, as long as the link lives."""
+        stream = link.open(StreamKind.GOSSIP)
+        try:
+            while not link.closed:
+                while peer.pending:
+                    await stream.write(_framed(peer.pending.popleft()))
+                peer.wake.clear()
+                await peer.wake.wait()
+        finally:
+            if (other := self._best(peer)) and other is not link:
+                self._spawn(self._send_gossip(peer, other), f"gossip to {other.peer_address}")
+
+    def _flush(self) -> None:
+        outbox = self.membership.outbox
+        while outbox:
+            peer_id, message = outbox.popleft()
+            peer = self._peers.setdefault(peer_id, _Peer())
+            peer.pending.append(message)
+            peer.wake.set()
+            if self._best(peer) is None and peer.dialling is None and time.monotonic() >= peer.next_dial:
+                peer.next_dial = time.monotonic() + _REDIAL_S
+                self._spawn(self._try_link(peer_id), f"link {peer_id[:10]}")
+        if self.membership.changed:
+            self.membership.changed = False
+            self.changed.set()
+
+    # --- what this node measures and says of itself ---
+
+    def _measure(self) -> None:
+        """RTTs: the least of the last samples, said again when it has changed by a third."""
+        known = self.membership.me.rtts_ms
+        present = self.membership.present()
+        rtts: dict[str, float] = {}
+        for peer_id, peer in self._peers.items():
+            link = self._best(peer)
+            if link and link.rtt_s is not None:
+                peer.rtts_ms.append(link.rtt_s * 1000)
+            if peer_id in present and peer.rtts_ms and present[peer_id].role is Role.WORKER:
+                rtts[peer_id] = round(min(peer.rtts_ms), 1)
+        if self.membership.me.role is Role.WORKER and _differ(known, rtts):
+            self.membership.announce(rtts_ms=rtts)
+
+    def peers(self) -> Iterable[tuple[str, Link]]:
+        for peer_id, peer in self._peers.items():
+            if link := self._best(peer):
+                yield peer_id, link
+
+
+def _differ(old: dict[str, float], new: dict[str, float]) -> bool:
+    if old.keys() != new.keys():
+        return True
+    return any(abs(new[i] - old[i]) > max(2.0, old[i] / 3) for i in new)
+
+
+def own_addresses(port: int, observed: str = "") -> list[str]:
+    """Where others may find this node, best first: the address others have seen, the local ones, loopback last."""
+    public: list[str] = [observed] if observed else []
+    local: list[str] = []
+    bridges: list[str] = []
+    for name, entries in psutil.net_if_addrs().items():
+        for entry in entries:
+            with contextlib.suppress(ValueError):
+                ip = ipaddress.ip_address(entry.address.partition("%")[0])
+                if ip.is_loopback or ip.is_link_local or ip.is_multicast or ip.is_unspecified:
+                    continue
+                bridge = name.startswith(("docker", "br-", "veth", "virbr", "cni"))
+                (bridges if bridge else local).append(join_address(str(ip), port))
+    found = [*local[:12], *public, *bridges[:4], join_address("127.0.0.1", port)]
+    return list(dict.fromkeys(found))
+
+
+def _framed(message: bytes) -> bytes:
+    return len(message).to_bytes(4, "big") + message
+
+
+async def _read_framed(stream: Stream, limit: int) -> bytes | None:
+    """One message; None at the end of the stream. Raises ProtocolError."""
+    head = await _read_exactly(stream, 4)
+    if head is None:
+        return None
+    size = int.from_bytes(head, "big")
+    if size > limit:
+        raise ProtocolError(f"a message of {size} bytes; at most {limit} are allowed")
+    return await _read_exactly(stream, size)
+
+
+async def _read_exactly(stream: Stream, size: int) -> bytes | None:
+    parts = []
+    while size:
+        part = await stream.read(size)
+        if not part:
+            return None
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)

@@ -1,0 +1,72 @@
+"""What a node remembers between two starts: the mesh it made, those it has joined, and where members were.
+
+JSON beside the identity file, mode 0600, since it holds the meshes' secrets.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import orjson
+
+from meshllm.mesh.token import SECRET_BYTES
+
+_MAX_JOINED = 32
+
+
+@dataclass
+class KnownMesh:
+    """`peers` are (address, node id)."""
+
+    secret: bytes
+    peers: list[tuple[str, str]] = field(default_factory=list)
+    revoked: list[str] = field(default_factory=list)
+
+
+class MeshState:
+    """`path` None keeps nothing."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self.own: str | None = None  # id of the mesh that this node made
+        self.meshes: dict[str, KnownMesh] = {}
+        if path:
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                self._load(orjson.loads(path.read_bytes()))
+
+    def _load(self, content: dict[str, object]) -> None:
+        """What is broken counts as forgotten."""
+        meshes = content["meshes"]
+        assert isinstance(meshes, dict)
+        for mesh, entry in meshes.items():
+            secret = bytes.fromhex(entry["secret"])
+            if len(secret) == SECRET_BYTES:
+                peers = [(str(a), str(i)) for a, i in entry["peers"]]
+                self.meshes[mesh] = KnownMesh(secret, peers, [str(s) for s in entry["revoked"]])
+        own = content["own"]
+        self.own = own if isinstance(own, str) and own in self.meshes else None
+
+    def save(self) -> None:
+        """Nobody reads half of it. A full disk only loses what would have been remembered."""
+        if self._path is None:
+            return
+        names = list(self.meshes)[-_MAX_JOINED:]
+        kept = [self.own, *names] if self.own and self.own not in names else names
+        meshes = {
+            mesh: {"secret": known.secret.hex(), "peers": known.peers, "revoked": known.revoked}
+            for mesh, known in self.meshes.items()
+            if mesh in kept
+        }
+        with contextlib.suppress(OSError):
+            fd, name = tempfile.mkstemp(dir=self._path.parent, prefix=self._path.name)
+            try:
+                with os.fdopen(fd, "wb") as file:
+                    file.write(orjson.dumps({"own": self.own, "meshes": meshes}))
+                os.replace(name, self._path)
+            except OSError:
+                os.unlink(name)
+                raise
