@@ -32,6 +32,7 @@ _MAX_PENDING = 64  # gossip messages kept for a peer that is being dialled
 _MAX_LINKED = 64  # workers; in a larger mesh RTTs are known of some only
 _RTT_SAMPLES = 10
 _TICK_S = 0.1
+_MAX_EARLY = 16
 _REFUSAL_LOG_S = 60.0
 
 
@@ -75,6 +76,8 @@ class Mesh:
         self._peers: dict[str, _Peer] = {}
         self._admitted: set[Link] = set()
         self._hellos: dict[Link, asyncio.Future[Stream]] = {}
+        # A member that we have dialled may open streams right behind its answer to our hello.
+        self._early: dict[Link, list[tuple[StreamKind, Stream]]] = {}
         self._tasks: asyncio.TaskGroup | None = None
         self._refused: dict[str, float] = {}
         self._next_bootstrap = 0.0
@@ -171,6 +174,7 @@ class Mesh:
     async def _introduce(self, link: Link) -> None:
         """The dialling side of the hello. Closes the link and raises when it fails."""
         stream = link.open(StreamKind.HELLO)
+        self._early[link] = []
         try:
             async with asyncio.timeout(_HELLO_TIMEOUT_S):
                 await stream.write(_framed(hello.ask(self.credentials, self._me, self._boot)))
@@ -182,11 +186,15 @@ class Mesh:
         except MeshLlmError as error:
             link.close("no member")
             raise type(error)(f"{link.peer_address}: {error}") from None
+        finally:
+            early = self._early.pop(link)
         stream.finish()
         if welcome.secret is not None:
             self.credentials.secret = welcome.secret
         self.observed = welcome.observed or self.observed
         self._admit(link, welcome.boot)
+        for kind, waiting in early:
+            self._stream_opened(link, kind, waiting)
 
     def _incoming(self, link: Link) -> None:
         self._hellos[link] = asyncio.get_running_loop().create_future()
@@ -336,6 +344,8 @@ class Mesh:
     def _stream_opened(self, link: Link, kind: StreamKind, stream: Stream) -> None:
         if kind is StreamKind.HELLO and link in self._hellos and not self._hellos[link].done():
             self._hellos[link].set_result(stream)
+        elif link in self._early and len(self._early[link]) < _MAX_EARLY:
+            self._early[link].append((kind, stream))
         elif link not in self._admitted:
             link.close("not admitted")
         elif kind is StreamKind.GOSSIP:

@@ -133,8 +133,8 @@ def _split(
 
 
 def _elect(owners: Sequence[str], workers: Mapping[str, Announcement], model: ModelInfo, need: int, force: bool) -> str:
-    """Most memory wins, and the smaller id between equals; a split that runs keeps its host while it works."""
-    best = min(owners, key=lambda i: (-workers[i].memory_bytes, i))
+    """Most memory wins; between equals who is host already, then the smaller id. A split that works keeps its host."""
+    best = min(owners, key=lambda i: (-workers[i].memory_bytes, _running(workers[i], model) is None, i))
     if workers[best].memory_bytes >= need and not force:
         return best
     for i in sorted(owners, key=lambda i: (-workers[i].memory_bytes, i)):

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -29,27 +26,6 @@ ENGINE_ARGS = ("--", "-c", "8192", "-t", "2", "-np", "4", "--no-cache-prompt")
 N_PREDICT = 200
 WORDS = "Rome was not built in a day, and the people who built it were not always of one mind about the plan. "
 PROMPTS = {1: "Hi", 300: WORDS * 12, 2000: WORDS * 83}
-
-
-class LabApi(Api):
-    """Requests from inside a namespace: each by a small program, so that any number may run at once."""
-
-    def __init__(self, prefix: list[str], base: str) -> None:
-        super().__init__(base)
-        self._prefix = prefix
-
-    def request(self, path: str, body: object | None = None, timeout_s: float = 240) -> Any:
-        result = subprocess.run(
-            [*self._prefix, sys.executable, "-m", "support.ask", self.base + path, str(timeout_s)],
-            input=json.dumps(body),
-            capture_output=True,
-            text=True,
-            cwd=Path(__file__).parents[1],
-            check=False,
-        )
-        if result.returncode:
-            raise OSError(result.stderr or result.stdout)
-        return json.loads(result.stdout)
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +58,8 @@ def serve(hosts: Any, model: Path, *args: str, engine_args: tuple[str, ...] = EN
     return MeshLlm("--model", str(model), *args, *engine_args, port=PORT, prefix=netlab.prefix(hosts, "h1"))
 
 
-def api_of(hosts: Any) -> LabApi:
-    return LabApi(netlab.prefix(hosts, "h1"), f"http://127.0.0.1:{PORT}")
+def api_of(hosts: Any) -> netlab.LabApi:
+    return netlab.LabApi(netlab.prefix(hosts, "h1"), f"http://127.0.0.1:{PORT}")
 
 
 def answers(api: Api) -> dict[str, Any]:
@@ -101,7 +77,7 @@ def reference(hosts: Any, model: Path) -> dict[str, Any]:
     socket = f"http://127.0.0.1:{PORT}"
     argv = [str(ENGINE / "llama-server"), "-m", str(model), "--port", str(PORT), *ENGINE_ARGS[1:]]
     with Process(argv, prefix=netlab.prefix(hosts, "h1")):
-        api = LabApi(netlab.prefix(hosts, "h1"), socket)
+        api = netlab.LabApi(netlab.prefix(hosts, "h1"), socket)
         eventually(api.healthy, 60, "plain llama-server")
         return answers(api)
 

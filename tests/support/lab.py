@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from support.processes import Api
 
 _REPOSITORY = Path(__file__).parents[2]
 
@@ -46,3 +50,24 @@ def make_lab(**options: Any) -> Any:
 def prefix(lab: Any, host: str) -> list[str]:
     """What makes a command run inside `host`."""
     return list(lab.command(host, []))
+
+
+class LabApi(Api):
+    """Requests from inside a namespace: each by a small program, so that any number may run at once."""
+
+    def __init__(self, prefix: list[str], base: str) -> None:
+        super().__init__(base)
+        self._prefix = prefix
+
+    def request(self, path: str, body: object | None = None, timeout_s: float = 240) -> Any:
+        result = subprocess.run(
+            [*self._prefix, sys.executable, "-m", "support.ask", self.base + path, str(timeout_s)],
+            input=json.dumps(body),
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).parents[1],
+            check=False,
+        )
+        if result.returncode:
+            raise OSError(result.stderr or result.stdout)
+        return json.loads(result.stdout)

@@ -1,0 +1,195 @@
+"""Three hosts, one command and one pasted token each: a mesh that serves one split model, and what happens to it."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import lab as netlab
+from support.processes import Api, MeshLlm, eventually, in_parallel
+
+PORT, BIND_PORT = 9337, 7000
+ENGINE_ARGS = ("--", "-c", "2048", "-t", "1", "-np", "2", "--no-cache-prompt")
+PROMPT = "The history of Rome begins"
+
+
+class World:
+    """A lab and the nodes in it, each with a data folder that outlives its process."""
+
+    def __init__(self, lab: Any, folder: Path) -> None:
+        self.lab = lab
+        self.nodes: dict[str, MeshLlm] = {}
+        self._folder = folder
+        self._stack = ExitStack()
+
+    def start(self, host: str, *args: str, engine_args: tuple[str, ...] = ENGINE_ARGS) -> MeshLlm:
+        data = self._folder / host
+        data.mkdir(exist_ok=True)
+        argv = ("--name", host, *args, *(() if "--client" in args else engine_args))
+        node = MeshLlm(*argv, port=PORT, prefix=netlab.prefix(self.lab, host), data=data)
+        self.nodes[host] = self._stack.enter_context(node)
+        return node
+
+    def seed(self, host: str, *args: str, **options: Any) -> str:
+        """Starts a mesh and returns its token."""
+        node = self.start(host, "--bind-port", str(BIND_PORT), *args, **options)
+        output = node.wait_output("--join ")
+        return re.findall(r"--join (\S+)", output)[-1]
+
+    def stop(self, host: str, number: int) -> None:
+        node = self.nodes.pop(host)
+        node.kill(number)
+        node.wait()
+
+    def api(self, host: str) -> netlab.LabApi:
+        return netlab.LabApi(netlab.prefix(self.lab, host), f"http://127.0.0.1:{PORT}")
+
+    def status(self, host: str) -> Any:
+        result = self.nodes[host].command("status", "--json")
+        return json.loads(result.stdout) if result.returncode == 0 else {"models": [], "nodes": [], "engine": None}
+
+    def roles(self, host: str) -> dict[str, str]:
+        """Name of each node to why it is what it is, as `host` sees it."""
+        status = self.status(host)
+        names = {node["id"]: node["name"] for node in status["nodes"]}
+        return {names[i]: why for model in status["models"] for i, why in model["reasons"].items() if i in names}
+
+    def serving(self, host: str, *stages: str) -> bool:
+        """Whether `host` sees a host that is ready, with just these stages."""
+        status = self.status(host)
+        names = {node["id"]: node["name"] for node in status["nodes"]}
+        ready = [s for n in status["nodes"] if n["state"] == "alive" for s in n["serving"] if s["ready"]]
+        return any(sorted(names.get(i, "?") for i in s["stages"]) == sorted(stages) for s in ready)
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+@contextmanager
+def world(folder: Path, **options: Any) -> Iterator[World]:
+    if why := netlab.missing():
+        pytest.skip(why)
+    with netlab.make_lab(**options) as lab:
+        made = World(lab, folder)
+        try:
+            yield made
+        finally:
+            made.close()
+
+
+def ask(api: Api, n: int = 40) -> str:
+    return str(api.complete(PROMPT, n)["content"])
+
+
+@pytest.fixture(scope="module")
+def expected(solo: Api) -> str:
+    """What one machine says."""
+    return ask(solo)
+
+
+def served_again(world: World, host: str, *stages: str, seconds: float = 30) -> float:
+    began = time.monotonic()
+    eventually(lambda: world.serving(host, *stages), seconds, f"{host} sees {stages}: {world.roles(host)}")
+    return time.monotonic() - began
+
+
+@pytest.mark.timeout(400)
+def test_three_hosts_come_and_go(model: Path, expected: str, tmp_path: Path) -> None:
+    with world(tmp_path, hosts=3, rtt_ms=5) as mesh:
+        token = mesh.seed("h1", "--model", str(model), "--split")
+        mesh.start("h2", "--join", token)
+        mesh.start("h3", "--join", token)
+        times = {"three hosts serve": served_again(mesh, "h1", "h2", "h3")}
+        apis = [mesh.api(host) for host in ("h1", "h2", "h3")]
+        assert [ask(api) for api in apis] == [expected] * 3
+        assert in_parallel([lambda api=api: ask(api) for api in apis]) == [expected] * 3  # from all ends at once
+
+        status = mesh.status("h1")
+        counters = [stage["counters"] for stage in status["engine"]["stages"]]
+        assert all(c["weight_bytes_sent"] == 0 and c["weight_bytes_local"] > 0 for c in counters)
+        assert counters[0]["pushes"] > 40 and counters[0]["relays"] == 0
+        assert "ready on" in mesh.nodes["h1"].command("status").stdout
+
+        mesh.stop("h3", signal.SIGKILL)
+        times["a worker was killed"] = served_again(mesh, "h1", "h2")
+        assert ask(mesh.api("h2")) == expected
+        assert mesh.roles("h1").keys() == {"h1", "h2"}
+
+        mesh.start("h3", "--join", token)
+        times["it is back"] = served_again(mesh, "h1", "h2", "h3")
+        mesh.stop("h2", signal.SIGTERM)
+        times["a worker left"] = served_again(mesh, "h1", "h3")
+        assert ask(mesh.api("h3")) == expected
+
+        mesh.lab.set_down("h3")
+        times["a worker was cut off"] = served_again(mesh, "h1")
+        assert ask(mesh.api("h1")) == expected
+        mesh.lab.set_up("h3")
+        times["it is back again"] = served_again(mesh, "h1", "h3")
+        assert ask(mesh.api("h3")) == expected
+
+        mesh.start("h2", "--join", token)
+        served_again(mesh, "h1", "h2", "h3")
+        mesh.stop("h1", signal.SIGKILL)
+        began = time.monotonic()
+        # whoever is asked meanwhile answers when there is a new host
+        assert in_parallel([lambda: ask(mesh.api("h2")), lambda: ask(mesh.api("h3"))]) == [expected] * 2
+        times["the host was killed"] = time.monotonic() - began
+        mesh.start("h1", "--model", str(model), "--split", "--bind-port", str(BIND_PORT))
+        began = time.monotonic()
+        eventually(lambda: len(mesh.roles("h1")) == 3, 30, "the old seed is in its mesh again, without a token")
+        times["the old host is a member again"] = time.monotonic() - began
+    print("\n" + "\n".join(f"{what}: {seconds:.1f} s" for what, seconds in times.items()))
+
+
+@pytest.mark.timeout(200)
+def test_far_host_is_left_out_and_a_client_needs_nothing(model: Path, expected: str, tmp_path: Path) -> None:
+    far = {("h1", "h3"): {"rtt_ms": 100}, ("h2", "h3"): {"rtt_ms": 100}}
+    with world(tmp_path, hosts=4, rtt_ms=5, links=far) as mesh:
+        token = mesh.seed("h1", "--model", str(model), "--split")
+        mesh.start("h2", "--join", token)
+        mesh.start("h3", "--join", token)
+        mesh.start("h4", "--client", "--join", token)
+        served_again(mesh, "h1", "h2")
+        eventually(lambda: len(mesh.roles("h1")) == 4)
+        assert mesh.roles("h1") == {"h1": "host", "h2": "stage", "h3": "too far", "h4": "API client only"}
+        assert ask(mesh.api("h3")) == ask(mesh.api("h4")) == expected
+        assert mesh.serving("h1", "h2")
+
+
+@pytest.mark.timeout(200)
+def test_model_too_large_for_two_waits_for_the_third(other_model: Path, tmp_path: Path) -> None:
+    """Gemma 3 270M needs 278 MB; every host lends 108 of its 120."""
+    args = ("--max-vram", "0.12")
+    small = ("--", "-c", "256", "-t", "1", "-np", "1", "-b", "64", "-ub", "64")
+    with world(tmp_path, hosts=3, rtt_ms=2) as mesh:
+        token = mesh.seed("h1", "--model", str(other_model), *args, engine_args=small)
+        mesh.nodes["h1"].wait_output("Waiting for more peers: need 278 MB, have 108 MB")
+        mesh.start("h2", "--join", token, *args, engine_args=small)
+        mesh.nodes["h1"].wait_output("Waiting for more peers: need 278 MB, have 216 MB")
+        mesh.nodes["h2"].wait_output("Waiting for more peers")
+        with pytest.raises(OSError, match="503.*Waiting for more peers"):
+            mesh.api("h2").request("/health")
+        mesh.start("h3", "--join", token, *args, engine_args=small)
+        served_again(mesh, "h1", "h2", "h3")
+        assert "Elected as host (324 MB available for a" in mesh.nodes["h1"].output()
+        assert mesh.api("h3").complete("Hi", 8)["tokens_predicted"] == 8
+
+
+def test_client_runs_without_compiled_code() -> None:
+    """As on a machine with only the Python part: the extension and the engine cannot be imported."""
+    program = (
+        "import sys; sys.modules['meshllm.rpc'] = None; sys.modules['meshllm.engine'] = None;"
+        "from meshllm.cli.main import main; main(['--client', '--join', 'eyJ'], prog_name='mesh-llm')"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert result.returncode == 2 and "the token is cut off" in result.stderr
