@@ -30,6 +30,7 @@ class WorkerConfig:
     models: tuple[str, ...]
     default_model: bool  # take one when none is named
     device: str | None
+    threads: int  # of a CPU; 0 for ggml's default
     max_vram_bytes: int
     bin_dir: Path | None
     engine_args: tuple[str, ...]
@@ -102,6 +103,7 @@ class Worker:
             f"unix:{socket}",
             [self._config.device] if self._config.device else [],
             [(model.fingerprint(), model.files) for model in self._models.values()],
+            threads=self._config.threads,
             memory_limit_bytes=self._config.max_vram_bytes,
         )
 

@@ -37,6 +37,7 @@ async def serve_node(config: ServeConfig) -> None:
                 config.model,
                 token is None,
                 config.device,
+                config.threads,
                 int((config.max_vram or 0) * 1e9),
                 config.bin_dir,
                 config.engine_args,

@@ -27,6 +27,7 @@ class ServeConfig:
     stages: tuple[str, ...]
     tensor_split: tuple[float, ...] | None
     device: str | None
+    threads: int
     bin_dir: Path | None
     engine_log: Path | None
     log_json: bool
@@ -64,6 +65,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     help="Share of each stage in order and, last, of the host.",
 )
 @click.option("--device", metavar="NAME", help="The ggml device to use; default: all GPUs, or the CPU.")
+@click.option("--threads", default=0, help="Threads of a CPU that computes for others; default: the number of cores.")
 @click.option("--stage", "stages", multiple=True, metavar="ADDRESS", help="Without a mesh: a device server by hand.")
 @click.option("--bin-dir", type=click.Path(path_type=Path, file_okay=False), help="Folder of another llama-server.")
 @click.option("--engine-log", type=_FILE, help="Write all that llama-server prints to a file.")

@@ -33,6 +33,7 @@ _MAX_LINKED = 64  # workers; in a larger mesh RTTs are known of some only
 _RTT_SAMPLES = 10
 _TICK_S = 0.1
 _MAX_EARLY = 16
+_UNUSED_CHECK_S = 1.0
 _REFUSAL_LOG_S = 60.0
 
 
@@ -259,6 +260,7 @@ class Mesh:
         # When both dialled at once, both sides keep the one that the smaller id dialled; the other one ends unused.
         peer.links.sort(key=lambda one: one.dialled != (self._me < one.peer_id))
         self._spawn(self._watch(link, peer), f"link {link.peer_address}")
+        peer.wake.set()
         if len(peer.links) == 1:
             self._spawn(self._send_gossip(peer, link), f"gossip to {link.peer_address}")
             self.membership.link_up(link.peer_id, time.monotonic())
@@ -267,8 +269,8 @@ class Mesh:
     async def _watch(self, link: Link, peer: _Peer) -> None:
         while not link.closed:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(link.wait_closed(), _HELLO_TIMEOUT_S)
-            if link is not peer.links[0] and link.n_streams == 0:
+                await asyncio.wait_for(link.wait_closed(), _UNUSED_CHECK_S)
+            if link is not self._best(peer) and link.n_streams == 0:
                 link.close("another link is used")
         self._admitted.discard(link)
         if link in peer.links:
@@ -360,20 +362,22 @@ class Mesh:
             while (message := await _read_framed(stream, MAX_MESSAGE_BYTES)) is not None:
                 self.membership.receive(link.peer_id, message, time.monotonic())
                 self._flush()
+            stream.finish()
         except ProtocolError as error:
             self._log_refusal(link, str(error))
             link.close("broken gossip")
 
     async def _send_gossip(self, peer: _Peer, link: Link) -> None:
-        """Its messages in order, on one stream, as long as the link lives."""
+        """Its messages in order, on one stream, as long as the link is the one in use."""
         stream = link.open(StreamKind.GOSSIP)
         try:
-            while not link.closed:
+            while self._best(peer) is link:
                 while peer.pending:
                     await stream.write(_framed(peer.pending.popleft()))
                 peer.wake.clear()
                 await peer.wake.wait()
         finally:
+            stream.finish()
             if (other := self._best(peer)) and other is not link:
                 self._spawn(self._send_gossip(peer, other), f"gossip to {other.peer_address}")
 

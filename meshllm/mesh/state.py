@@ -10,6 +10,7 @@ import os
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -35,14 +36,12 @@ class MeshState:
         self.own: str | None = None  # id of the mesh that this node made
         self.meshes: dict[str, KnownMesh] = {}
         if path:
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
                 self._load(orjson.loads(path.read_bytes()))
 
-    def _load(self, content: dict[str, object]) -> None:
+    def _load(self, content: Any) -> None:
         """What is broken counts as forgotten."""
-        meshes = content["meshes"]
-        assert isinstance(meshes, dict)
-        for mesh, entry in meshes.items():
+        for mesh, entry in content["meshes"].items():
             secret = bytes.fromhex(entry["secret"])
             if len(secret) == SECRET_BYTES:
                 peers = [(str(a), str(i)) for a, i in entry["peers"]]

@@ -177,7 +177,7 @@ def test_model_too_large_for_two_waits_for_the_third(other_model: Path, tmp_path
         mesh.start("h2", "--join", token, *args, engine_args=small)
         mesh.nodes["h1"].wait_output("Waiting for more peers: need 278 MB, have 216 MB")
         mesh.nodes["h2"].wait_output("Waiting for more peers")
-        with pytest.raises(OSError, match="503.*Waiting for more peers"):
+        with pytest.raises(OSError, match=r"503.*Waiting for more peers"):
             mesh.api("h2").request("/health")
         mesh.start("h3", "--join", token, *args, engine_args=small)
         served_again(mesh, "h1", "h2", "h3")
