@@ -75,7 +75,7 @@ class Mesh:
         self._endpoint = QuicEndpoint(identity, self._incoming, self._stream_opened)
         self._me = identity.node_id
         self._peers: dict[str, _Peer] = {}
-        self._admitted: set[Link] = set()
+        self._admitted: dict[Link, float] = {}  # since when
         self._hellos: dict[Link, asyncio.Future[Stream]] = {}
         # A member that we have dialled may open streams right behind its answer to our hello.
         self._early: dict[Link, list[tuple[StreamKind, Stream]]] = {}
@@ -255,7 +255,7 @@ class Mesh:
                 old.close("the peer has started anew")
             peer.links.clear()
             peer.boot = boot
-        self._admitted.add(link)
+        self._admitted[link] = time.monotonic()
         peer.links.append(link)
         # When both dialled at once, both sides keep the one that the smaller id dialled; the other one ends unused.
         peer.links.sort(key=lambda one: one.dialled != (self._me < one.peer_id))
@@ -272,7 +272,7 @@ class Mesh:
                 await asyncio.wait_for(link.wait_closed(), _UNUSED_CHECK_S)
             if link is not self._best(peer) and link.n_streams == 0:
                 link.close("another link is used")
-        self._admitted.discard(link)
+        self._admitted.pop(link, None)
         if link in peer.links:
             peer.links.remove(link)
         peer.wake.set()
@@ -315,7 +315,11 @@ class Mesh:
         return (member.announcement.name if member else "") or peer_id[:10]
 
     def _keep_links(self, now: float) -> None:
-        """Workers are linked with each other, so that their RTTs are known."""
+        """Workers are linked with each other, so that their RTTs are known; links to the dead are given up."""
+        for link, since in list(self._admitted.items()):
+            member = self.membership.member(link.peer_id)
+            if member and not member.state.present and since < member.since:
+                link.close("thought dead")  # or it would wait for longer and longer between its own attempts
         me = self.membership.me
         workers = [i for i, n in self.membership.present().items() if n.role is Role.WORKER and i != self._me]
         if me.role is Role.WORKER and len(workers) <= _MAX_LINKED:

@@ -63,12 +63,15 @@ class World:
         names = {node["id"]: node["name"] for node in status["nodes"]}
         return {names[i]: why for model in status["models"] for i, why in model["reasons"].items() if i in names}
 
-    def serving(self, host: str, *stages: str) -> bool:
-        """Whether `host` sees a host that is ready, with just these stages."""
-        status = self.status(host)
+    def served_by(self, asked: str, *hosts: str) -> bool:
+        """Whether `asked` sees a group of just these hosts that is ready."""
+        status = self.status(asked)
         names = {node["id"]: node["name"] for node in status["nodes"]}
-        ready = [s for n in status["nodes"] if n["state"] == "alive" for s in n["serving"] if s["ready"]]
-        return any(sorted(names.get(i, "?") for i in s["stages"]) == sorted(stages) for s in ready)
+        living = [node for node in status["nodes"] if node["state"] == "alive"]
+        groups = [
+            {n["name"], *(names.get(i, "?") for i in s["stages"])} for n in living for s in n["serving"] if s["ready"]
+        ]
+        return groups == [set(hosts)]
 
     def close(self) -> None:
         self._stack.close()
@@ -96,9 +99,10 @@ def expected(solo: Api) -> str:
     return ask(solo)
 
 
-def served_again(world: World, host: str, *stages: str, seconds: float = 30) -> float:
+def served_again(world: World, asked: str, *others: str) -> float:
+    """Seconds until `asked` and these others serve the model together."""
     began = time.monotonic()
-    eventually(lambda: world.serving(host, *stages), seconds, f"{host} sees {stages}: {world.roles(host)}")
+    eventually(lambda: world.served_by(asked, asked, *others), 40, f"{asked}, {others} serve: {world.status(asked)}")
     return time.monotonic() - began
 
 
@@ -163,7 +167,7 @@ def test_far_host_is_left_out_and_a_client_needs_nothing(model: Path, expected: 
         eventually(lambda: len(mesh.roles("h1")) == 4)
         assert mesh.roles("h1") == {"h1": "host", "h2": "stage", "h3": "too far", "h4": "API client only"}
         assert ask(mesh.api("h3")) == ask(mesh.api("h4")) == expected
-        assert mesh.serving("h1", "h2")
+        assert mesh.served_by("h1", "h1", "h2")
 
 
 @pytest.mark.timeout(200)
