@@ -9,7 +9,7 @@ import argparse
 import time
 from typing import Any
 
-from common import LabApi, device_servers, interface_bytes, netlab, running, table
+from common import LabApi, device_servers, netlab, running, table
 from support.processes import in_parallel
 
 LENGTHS = (10, 20, 30, 40)
@@ -24,12 +24,12 @@ def measure(lab: Any, kind: str, rounds: int) -> tuple[float, float, str]:
 
         try:
             one_round()  # shapes that are new to both
-            before, began = interface_bytes(lab, "h1"), time.monotonic()
+            before, began = netlab.interface_bytes(lab, "h1"), time.monotonic()
             sends = graph_sends(api, kind)
             for _ in range(rounds):
                 one_round()
             seconds = time.monotonic() - began
-            moved = interface_bytes(lab, "h1") - before
+            moved = netlab.interface_bytes(lab, "h1") - before
             again = f"{graph_sends(api, kind) - sends}" if kind == "ours" else "-"
         finally:
             for client in clients:

@@ -116,15 +116,6 @@ def running(
             api.close()
 
 
-def interface_bytes(lab: Any, host: str) -> int:
-    """Bytes that `host` has sent and received."""
-    total = 0
-    for direction in ("rx", "tx"):
-        path = f"/sys/class/net/eth0/statistics/{direction}_bytes"
-        total += int(lab.run(host, ["cat", path], capture_output=True, text=True, check=True).stdout)
-    return total
-
-
 def median(values: Sequence[float]) -> float:
     return statistics.median(values)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 
-from common import KINDS, device_servers, interface_bytes, median, netlab, running, table
+from common import KINDS, device_servers, median, netlab, running, table
 
 
 def main() -> None:
@@ -28,9 +28,9 @@ def main() -> None:
     with netlab.make_lab(hosts=3, rtt_ms=args.rtt_ms, rate_mbit=args.rate_mbit) as lab:
         for kind in KINDS * args.repeat:
             with device_servers(lab, kind) as servers:
-                before = interface_bytes(lab, "h1")
+                before = netlab.interface_bytes(lab, "h1")
                 with running(lab, kind, servers) as (api, seconds):
-                    moved[kind].append(interface_bytes(lab, "h1") - before)
+                    moved[kind].append(netlab.interface_bytes(lab, "h1") - before)
                     times[kind].append(seconds)
                     if kind == "ours":
                         stages = api.request("/mesh/status")["engine"]["stages"]

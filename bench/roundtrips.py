@@ -16,7 +16,7 @@ import re
 import signal
 from typing import Any
 
-from common import KINDS, THREADS, Process, device_servers, interface_bytes, median, netlab, running, table
+from common import KINDS, THREADS, Process, device_servers, median, netlab, running, table
 
 
 def measure(lab: Any, kind: str, n_tokens: int, repeat: int, threads: int) -> dict[str, float]:
@@ -24,10 +24,10 @@ def measure(lab: Any, kind: str, n_tokens: int, repeat: int, threads: int) -> di
         with running(lab, kind, servers, threads=threads) as (api, _):
             api.complete(16)
             times, first = [], counters(api, kind)
-            bytes_before = interface_bytes(lab, "h1")
+            bytes_before = netlab.interface_bytes(lab, "h1")
             for _ in range(repeat):
                 times.append(float(api.complete(n_tokens)["timings"]["predicted_per_token_ms"]))
-            moved = interface_bytes(lab, "h1") - bytes_before
+            moved = netlab.interface_bytes(lab, "h1") - bytes_before
             last = counters(api, kind)
         total = n_tokens * repeat
         result = {"ms": median(times), "bytes": moved / total}

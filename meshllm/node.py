@@ -42,6 +42,7 @@ FOLDER_PREFIX = "mesh-llm-"
 class NodeConfig:
     name: str
     bind_port: int
+    advertise: tuple[str, ...]  # "host:port", before all other addresses
     token: Token | None
     split: bool
     tensor_split: tuple[float, ...]
@@ -148,8 +149,12 @@ class Node:
         if token:
             await asyncio.sleep(_JOIN_SETTLE_S)
 
+    def _addresses(self) -> tuple[str, ...]:
+        found = [*self._config.advertise, *own_addresses(self._mesh.port, self._mesh.observed)]
+        return tuple(dict.fromkeys(found))[:32]
+
     def _announce_addresses(self) -> None:
-        addresses = tuple(own_addresses(self._mesh.port, self._mesh.observed))
+        addresses = self._addresses()
         if addresses != self._mesh.membership.me.addresses:
             self._mesh.membership.announce(addresses=addresses)
 
@@ -380,8 +385,7 @@ class Node:
             raise MeshError("this node is not yet a member of the mesh")
         expires = int(time.time() + expires_s) if expires_s else 0
         ticket = make_ticket(credentials.secret, credentials.mesh, random_hex(16), expires)
-        addresses = tuple(own_addresses(self._mesh.port, self._mesh.observed))
-        return encode_token(Token(credentials.mesh, self._id, addresses, ticket))
+        return encode_token(Token(credentials.mesh, self._id, self._addresses(), ticket))
 
     def revoke(self, token: Token) -> None:
         revoked = self._mesh.membership.me.revoked

@@ -18,7 +18,7 @@ from meshllm.cli.serve import ServeConfig
 from meshllm.errors import MeshLlmError
 from meshllm.mesh.identity import Identity, IdentityFile, data_folder, make_identity
 from meshllm.mesh.state import MeshState
-from meshllm.mesh.token import Token, decode
+from meshllm.mesh.token import Token, decode, join_address, split_address
 from meshllm.node import HostTarget, Node, NodeConfig, default_name
 
 
@@ -44,10 +44,26 @@ async def serve_node(config: ServeConfig) -> None:
             )
             worker = Worker(worker_config, output.say, output.progress, log_file)
         node_config = NodeConfig(
-            config.name or default_name(), config.bind_port, token, config.split, config.tensor_split or ()
+            config.name or default_name(),
+            config.bind_port,
+            _advertised(config),
+            token,
+            config.split,
+            config.tensor_split or (),
         )
         node = Node(node_config, identity, state, worker, output.say)
         await until_signal(_run(node, token, listener, output))
+
+
+def _advertised(config: ServeConfig) -> tuple[str, ...]:
+    """With the port where the user left it out. Raises MeshLlmError."""
+    found = []
+    for text in config.advertise:
+        address = text if split_address(text) else join_address(text.strip("[]"), config.bind_port)
+        if not split_address(address):
+            raise MeshLlmError(f"--advertise {text}: write HOST:PORT, or HOST together with --bind-port")
+        found.append(address)
+    return tuple(found)
 
 
 def _identity(config: ServeConfig, stack: contextlib.ExitStack) -> tuple[Identity, MeshState]:

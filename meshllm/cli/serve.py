@@ -20,6 +20,7 @@ class ServeConfig:
     host: str
     port: int
     bind_port: int
+    advertise: tuple[str, ...]
     name: str | None
     identity: Path | None
     split: bool
@@ -54,6 +55,12 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--port", default=9337, show_default=True, help="Port of the API.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address of the API.")
 @click.option("--bind-port", default=0, help="UDP port of the mesh, to be forwarded by a router; default: any.")
+@click.option(
+    "--advertise",
+    multiple=True,
+    metavar="HOST[:PORT]",
+    help="Where others reach this node from outside, such as a router that forwards --bind-port; repeatable.",
+)
 @click.option("--name", help="What this node is called; default: the host's name.")
 @click.option("--identity", type=_FILE, help="File of this node's key; default: in the user's data directory.")
 @click.option("--split", is_flag=True, help="Split the model over the mesh even if it fits on one machine.")

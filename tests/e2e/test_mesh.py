@@ -31,11 +31,13 @@ class World:
         self._folder = folder
         self._stack = ExitStack()
 
-    def start(self, host: str, *args: str, engine_args: tuple[str, ...] = ENGINE_ARGS) -> MeshLlm:
+    def start(
+        self, host: str, *args: str, engine_args: tuple[str, ...] = ENGINE_ARGS, prefix: list[str] | None = None
+    ) -> MeshLlm:
         data = self._folder / host
         data.mkdir(exist_ok=True)
         argv = ("--name", host, *args, *(() if "--client" in args else engine_args))
-        node = MeshLlm(*argv, port=PORT, prefix=netlab.prefix(self.lab, host), data=data)
+        node = MeshLlm(*argv, port=PORT, prefix=prefix or netlab.prefix(self.lab, host), data=data)
         self.nodes[host] = self._stack.enter_context(node)
         return node
 
@@ -120,6 +122,7 @@ def test_three_hosts_come_and_go(model: Path, expected: str, tmp_path: Path) -> 
         status = mesh.status("h1")
         counters = [stage["counters"] for stage in status["engine"]["stages"]]
         assert all(c["weight_bytes_sent"] == 0 and c["weight_bytes_local"] > 0 for c in counters)
+        assert netlab.interface_bytes(mesh.lab, "h1") < 10_000_000 < sum(c["weight_bytes_local"] for c in counters)
         assert counters[0]["pushes"] > 40 and counters[0]["relays"] == 0
         assert "ready on" in mesh.nodes["h1"].command("status").stdout
 
@@ -187,6 +190,37 @@ def test_model_too_large_for_two_waits_for_the_third(other_model: Path, tmp_path
         served_again(mesh, "h1", "h2", "h3")
         assert "Elected as host (324 MB available for a" in mesh.nodes["h1"].output()
         assert mesh.api("h3").complete("Hi", 8)["tokens_predicted"] == 8
+
+
+@pytest.mark.timeout(200)
+def test_stages_that_cannot_reach_each_other_are_relayed(model: Path, expected: str, tmp_path: Path) -> None:
+    with world(tmp_path, hosts=3, rtt_ms=5, links={("h2", "h3"): {"loss": 1.0}}) as mesh:
+        token = mesh.seed("h1", "--model", str(model), "--split")
+        mesh.start("h2", "--join", token)
+        mesh.start("h3", "--join", token)
+        served_again(mesh, "h1", "h2", "h3")
+        assert ask(mesh.api("h1")) == expected
+        counters = [stage["counters"] for stage in mesh.status("h1")["engine"]["stages"]]
+        assert counters[0]["relays"] > 40 and counters[0]["pushes"] == 0
+        assert {node["state"] for node in mesh.status("h2")["nodes"]} == {"alive"}
+
+
+@pytest.mark.timeout(200)
+def test_two_nats_and_one_forwarded_port(model: Path, expected: str, tmp_path: Path) -> None:
+    with world(tmp_path, hosts=2, rtt_ms=5) as mesh, ExitStack() as stack:
+        inside = [
+            stack.enter_context(netlab.behind_nat(mesh.lab, "h1", "192.168.1", forward_udp=BIND_PORT)),
+            stack.enter_context(netlab.behind_nat(mesh.lab, "h2", "192.168.2")),
+        ]
+        seed = ("--model", str(model), "--split", "--advertise", mesh.lab.ip("h1"))
+        token = mesh.seed("h1", *seed, prefix=inside[0])
+        mesh.start("h2", "--join", token, prefix=inside[1])
+        served_again(mesh, "h1", "h2")
+        for prefix in inside:
+            assert ask(netlab.LabApi(prefix, f"http://127.0.0.1:{PORT}")) == expected
+        addresses = [node["address"] for node in mesh.status("h1")["nodes"]]
+        assert any(a and a.startswith(mesh.lab.ip("h2") + ":") for a in addresses), addresses
+        mesh.close()
 
 
 def test_client_runs_without_compiled_code() -> None:

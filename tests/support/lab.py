@@ -8,6 +8,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,8 +29,8 @@ def missing() -> str | None:
         return f"no netlab at {netlab_path()} (MESH_LLM_NETLAB names another)"
     if os.geteuid() != 0 or not os.access("/dev/net/tun", os.W_OK):
         return "network namespaces need root and /dev/net/tun"
-    if not shutil.which("ip") or not shutil.which("cc"):
-        return "iproute2 and a C compiler are needed"
+    if not all(shutil.which(command) for command in ("ip", "nft", "cc")):
+        return "iproute2, nftables and a C compiler are needed"
     return None
 
 
@@ -50,6 +52,47 @@ def make_lab(**options: Any) -> Any:
 def prefix(lab: Any, host: str) -> list[str]:
     """What makes a command run inside `host`."""
     return list(lab.command(host, []))
+
+
+def interface_bytes(lab: Any, host: str) -> int:
+    """Bytes that `host` has sent and received."""
+    total = 0
+    for direction in ("rx", "tx"):
+        path = f"/sys/class/net/eth0/statistics/{direction}_bytes"
+        total += int(lab.run(host, ["cat", path], capture_output=True, text=True, check=True).stdout)
+    return total
+
+
+@contextmanager
+def behind_nat(lab: Any, host: str, subnet: str, forward_udp: int = 0) -> Iterator[list[str]]:
+    """A machine of its own behind `host`, which translates addresses; what makes a command run there.
+
+    It has `subnet`.2; `forward_udp` is a port that `host` passes on to it.
+    """
+    inside, gateway = lab.netns(host) + "-in", lab.netns(host)
+    link = f"v{lab.netns(host)}"[-13:]
+
+    def ip(*args: str) -> None:
+        subprocess.run(["ip", *args], check=True)
+
+    rules = "add table ip nat; add chain ip nat post { type nat hook postrouting priority 100 ; };"
+    rules += "add rule ip nat post oifname eth0 masquerade;"
+    if forward_udp:
+        rules += "add chain ip nat pre { type nat hook prerouting priority -100 ; };"
+        rules += f"add rule ip nat pre iifname eth0 udp dport {forward_udp} dnat to {subnet}.2"
+    ip("netns", "add", inside)
+    try:
+        ip("link", "add", link, "netns", gateway, "type", "veth", "peer", "name", "eth0", "netns", inside)
+        for ns, device, address in ((gateway, link, 1), (inside, "eth0", 2)):
+            ip("-n", ns, "addr", "add", f"{subnet}.{address}/24", "dev", device)
+            ip("-n", ns, "link", "set", device, "up")
+        ip("-n", inside, "link", "set", "lo", "up")
+        ip("-n", inside, "route", "add", "default", "via", f"{subnet}.1")
+        lab.run(host, ["sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"], check=True)
+        lab.run(host, ["nft", rules], check=True)
+        yield ["ip", "netns", "exec", inside]
+    finally:
+        ip("netns", "del", inside)
 
 
 class LabApi(Api):
