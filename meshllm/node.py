@@ -249,8 +249,7 @@ class Node:
         model = assignment.model
         mine = assignment.group_of(self._id)
         if not assignment.groups:
-            need, have = assignment.need_bytes, assignment.have_bytes
-            line = f"Waiting for more peers: need {_gb(need)}, have {_gb(have)}"
+            line = self._waiting_line(assignment)
         elif mine:
             line = f"Elected as host ({_gb(mine.memory_bytes)} available for a {_gb(model.size_bytes)} model)"
             if mine.stages:
@@ -297,24 +296,43 @@ class Node:
 
     @property
     def reason(self) -> str:
-        waiting = [line for line in self._said.values() if line.startswith("Waiting")]
-        if waiting:
-            return waiting[0]
+        if self._waits_for_memory:
+            return next(self._waiting_line(a) for a in self._plan)
         return "the model is loading" if self._plan else "no model is served in this mesh"
+
+    def _waiting_line(self, assignment: Assignment) -> str:
+        need, have = assignment.need_bytes, assignment.have_bytes
+        return f"Waiting for more peers: need {_gb(need)}, have {_gb(have)}"
 
     async def socket_for(self, timeout_s: float) -> Path | None:
         deadline = time.monotonic() + timeout_s
         while True:
-            if self._worker and self._worker.engine and self._worker.ready:
-                if path := await self._worker.engine.socket_for(0):
-                    return path
-            elif host := self._nearest_host():
+            if path := await self.own_engine_socket():
+                return path
+            if host := self._nearest_host():
                 path = self.folder / f"http-{host[:16]}.sock"
                 await self._doors.open(path, lambda: self._mesh.open(host, StreamKind.HTTP))
                 return path
-            if time.monotonic() >= deadline:
+            if self._waits_for_memory or time.monotonic() >= deadline:
                 return None
             await asyncio.sleep(_POLL_S)
+
+    async def own_engine_socket(self) -> Path | None:
+        worker = self._worker
+        return await worker.engine.socket_for(0) if worker and worker.engine and worker.ready else None
+
+    def failure_passes(self) -> bool:
+        engine = self._worker.engine if self._worker else None
+        return engine is None or engine.stage_lost
+
+    async def wait_served(self) -> None:
+        """Until a request would be answered."""
+        while await self.socket_for(0) is None:  # noqa: ASYNC110 - many things may bring it about
+            await asyncio.sleep(_POLL_S)
+
+    @property
+    def _waits_for_memory(self) -> bool:
+        return bool(self._plan) and not any(a.groups for a in self._plan)
 
     def _nearest_host(self) -> str | None:
         view = self._mesh.membership.present()
@@ -394,7 +412,10 @@ class Node:
 
 
 class HostTarget:
-    """What other nodes' requests may reach: the engine of this one, and nothing further."""
+    """What other nodes' requests may reach: the engine of this one, and nothing further.
+
+    Without one that is ready it answers at once, so that they look for another host.
+    """
 
     def __init__(self, node: Node) -> None:
         self._node = node
@@ -404,8 +425,10 @@ class HostTarget:
         return self._node.reason
 
     async def socket_for(self, timeout_s: float) -> Path | None:
-        worker = self._node._worker
-        return await worker.engine.socket_for(min(timeout_s, 5.0)) if worker and worker.engine else None
+        return await self._node.own_engine_socket()
+
+    def failure_passes(self) -> bool:
+        return self._node.failure_passes()
 
     def describe(self) -> dict[str, Any]:
         return self._node.describe()

@@ -16,7 +16,8 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 HOLD_S = 60.0  # how long a request waits for an engine that is loading
 MAX_BODY_BYTES = 64 << 20  # images come inside
-_RETRY_S = 0.05
+_RETRY_S = 0.1
+_ASK_AGAIN = "Mesh-LLM-Ask-Again"  # from node to node: this host has no engine at present
 _MAX_ATTEMPTS = 3  # a request that kills engines may not kill them for ever
 _MAX_CONNECTIONS = 512
 # RFC 9110 section 7.6.1: these belong to one connection, not to the message
@@ -36,9 +37,17 @@ class Target(Protocol):
         """The Unix socket that a request should go to; waits for one. None when there will be none in time."""
         ...
 
+    def failure_passes(self) -> bool:
+        """Whether an engine that answers 500 has lost a machine which others will replace."""
+        ...
+
     def describe(self) -> dict[str, Any]:
         """What GET /mesh/status answers."""
         ...
+
+
+class _AskAgain(aiohttp.ClientError):
+    """Nothing was computed, or nothing of it can be had; somebody else may serve the request."""
 
 
 class _Upstreams:
@@ -77,10 +86,10 @@ def make_app(target: Target) -> web.Application:
         deadline, attempts = time.monotonic() + hold_s, 0
         while socket := await target.socket_for(deadline - time.monotonic()):
             try:
-                return await pass_on(request, body, app[upstreams_key].session(socket))
+                return await pass_on(request, body, app[upstreams_key].session(socket), target)
             except aiohttp.ClientError as error:
-                # Nothing was answered. Who cannot be connected to has done nothing either.
-                attempts += not isinstance(error, aiohttp.ClientConnectorError)
+                # Nothing was answered. Who cannot be connected to has not died of the request.
+                attempts += not isinstance(error, aiohttp.ClientConnectorError | _AskAgain)
                 if attempts >= _MAX_ATTEMPTS or time.monotonic() >= deadline:
                     break
                 await asyncio.sleep(_RETRY_S)
@@ -95,7 +104,9 @@ def make_app(target: Target) -> web.Application:
     return app
 
 
-async def pass_on(request: web.Request, body: bytes, session: aiohttp.ClientSession) -> web.StreamResponse:
+async def pass_on(
+    request: web.Request, body: bytes, session: aiohttp.ClientSession, target: Target
+) -> web.StreamResponse:
     """One request and its answer. When the client goes, aiohttp cancels us and with us the engine's work.
 
     Raises aiohttp.ClientError as long as nothing of the answer has been sent.
@@ -107,6 +118,8 @@ async def pass_on(request: web.Request, body: bytes, session: aiohttp.ClientSess
         data=body or None,
         allow_redirects=False,
     ) as upstream:
+        if _ASK_AGAIN in upstream.headers or (upstream.status == 500 and target.failure_passes()):
+            raise _AskAgain
         response = web.StreamResponse(status=upstream.status, headers=end_to_end(upstream.headers))
         if "Content-Length" not in upstream.headers and request.method != "HEAD":
             response.enable_chunked_encoding()
@@ -133,6 +146,7 @@ def end_to_end(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
 def unavailable(target: Target) -> web.Response:
     response = error_response(503, "unavailable_error", target.reason or "the engine is being restarted")
     response.headers["Retry-After"] = "2"
+    response.headers[_ASK_AGAIN] = "1"
     return response
 
 

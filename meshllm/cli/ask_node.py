@@ -86,7 +86,18 @@ def describe(answer: dict[str, Any]) -> list[str]:
     engine = answer["engine"]
     if engine:
         lines += ["", f"engine here: {engine['state']}{': ' + engine['reason'] if engine['reason'] else ''}"]
+        lines += [_describe_stage(stage) for stage in engine["stages"]]
     return lines
+
+
+def _describe_stage(stage: dict[str, Any]) -> str:
+    counters = stage["counters"]
+    line = f"  {stage['name']}: {stage['n_layers']} layers"
+    if counters:
+        read, sent = (counters[f"weight_bytes_{how}"] / 1e6 for how in ("local", "sent"))
+        line += f", weights {read:.0f} MB from its disk and {sent:.0f} MB over the network"
+        line += f", results pushed {counters['pushes']}, relayed {counters['relays']}"
+    return line
 
 
 def _describe_model(model: dict[str, Any], nodes: dict[str, Any]) -> list[str]:

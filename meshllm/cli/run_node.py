@@ -99,8 +99,7 @@ async def _announce(node: Node, token: Token | None, listener: socket.socket, ou
     await node.started.wait()
     if token is None:
         output.say(f"invite others: mesh-llm --join {node.make_token()}")
-    while await node.socket_for(3600) is None:
-        pass
+    await node.wait_served()
     output.say(f"the API is at {url_of(listener)}")
 
 

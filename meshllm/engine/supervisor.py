@@ -71,7 +71,7 @@ class Engine:
 
     async def wait_ready(self, timeout_s: float) -> bool:
         """Whether requests can be served; waits for it while the engine loads."""
-        if self.plan.stages and self.counters().state is LinkState.LOST:
+        if self.stage_lost:
             return False  # the library knows before the watcher looks
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
@@ -83,6 +83,14 @@ class Engine:
     async def socket_for(self, timeout_s: float) -> Path | None:
         """llama-server's, once requests can be served; see api.Target."""
         return self.socket if await self.wait_ready(timeout_s) else None
+
+    @property
+    def stage_lost(self) -> bool:
+        return bool(self.plan.stages) and self.counters().state is LinkState.LOST
+
+    def failure_passes(self) -> bool:
+        """Not without a mesh: only its user can bring a stage back that was named by hand."""
+        return False
 
     def describe(self) -> dict[str, object]:
         """For GET /mesh/status."""

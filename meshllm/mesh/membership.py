@@ -280,7 +280,9 @@ class Membership:
         ids = fields.get("ids")
         if not isinstance(ids, list):
             raise ProtocolError("a request that is none")
-        self._send_updates(sender, [i for i in ids if i == self.me.node_id or i in self._members])
+        self._send_updates(
+            sender, [i for i in ids if isinstance(i, str) and (i == self.me.node_id or i in self._members)]
+        )
 
     # --- merging ---
 
