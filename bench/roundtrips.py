@@ -5,7 +5,8 @@
 Runs in netlab (root): the host h1 and two remote stages, h2 and h3. Waits and frames of
 ours come from its counters, bytes of all from the host's network interface. "network, RTTs" is, for ours, the time
 the host waits less what the stages report to have computed; for stock, which reports nothing, the time beyond what
-the same tokens take on one machine in the same lab. "slower" is the compute of the stages against a whole token on
+the same tokens take on one machine in the same lab. "TCP ring" is the limit: 2304 bytes, a hidden state of the model,
+once around the three hosts through bare sockets. "slower" is the compute of the stages against a whole token on
 one machine: a machine that waits for its turn computes slower.
 """
 
@@ -14,9 +15,46 @@ from __future__ import annotations
 import argparse
 import re
 import signal
+import subprocess
+import sys
+from contextlib import ExitStack
 from typing import Any
 
 from common import KINDS, THREADS, Process, device_servers, median, netlab, running, table
+
+RING_PORT, RING_BYTES = 7200, 2304
+RING_STAGE = f"""
+import socket, sys
+listener = socket.create_server(("0.0.0.0", {RING_PORT})); print("ready", flush=True)
+before, _ = listener.accept(); after = socket.create_connection((sys.argv[1], {RING_PORT}))
+after.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+while data := before.recv(4096): after.sendall(data)
+"""
+RING_HOST = f"""
+import socket, statistics, sys, time
+listener = socket.create_server(("0.0.0.0", {RING_PORT}))
+after = socket.create_connection((sys.argv[1], {RING_PORT})); before, _ = listener.accept()
+after.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+times = []
+for _ in range(100):
+    began, missing = time.perf_counter(), {RING_BYTES}
+    after.sendall(bytes(missing))
+    while missing: missing -= len(before.recv(missing))
+    times.append(time.perf_counter() - began); time.sleep(0.015)
+print(1000 * statistics.median(times))
+"""
+
+
+def ring_ms(lab: Any) -> float:
+    """Milliseconds from h1 over h2 and h3 back to h1."""
+    with ExitStack() as stack:
+        for host, after in (("h2", "h3"), ("h3", "h1")):
+            argv = [*netlab.prefix(lab, host), sys.executable, "-c", RING_STAGE, lab.ip(after)]
+            stage = stack.enter_context(subprocess.Popen(argv, stdout=subprocess.PIPE, text=True))
+            stack.callback(stage.kill)
+            assert stage.stdout and stage.stdout.readline() == "ready\n"
+        argv = [sys.executable, "-c", RING_HOST, lab.ip("h2")]
+        return float(lab.run("h1", argv, capture_output=True, text=True, check=True, timeout=60).stdout)
 
 
 def measure(lab: Any, kind: str, n_tokens: int, repeat: int, threads: int) -> dict[str, float]:
@@ -72,10 +110,13 @@ def main() -> None:
     table([*head, "ms a token", "tok/s", "x stock", "network, RTTs", "slower"], [])
     for rtt_ms, rate_mbit in links:
         with netlab.make_lab(hosts=3, rtt_ms=rtt_ms, rate_mbit=rate_mbit) as lab:
+            ring = ring_ms(lab)
             results = {kind: measure(lab, kind, args.tokens, args.repeat, args.threads) for kind in KINDS}
+        rate = f"{rate_mbit:g}" if rate_mbit else "unlimited"
+        ring_rtts = f"{ring / rtt_ms:.2f}" if rtt_ms else "-"
+        table((), [[f"{rtt_ms:g}", rate, "TCP ring", "-", "-", "-", ring, "-", "-", ring_rtts, "-"]])
         for kind, r in results.items():
             figures = [f"{r[key]:.2f}" if key in r else "-" for key in ("waits", "frames")]
-            rate = f"{rate_mbit:g}" if rate_mbit else "unlimited"
             ratio = results["stock"]["ms"] / r["ms"]
             beyond = r["wait_ms"] - r["compute_ms"] if kind == "ours" else r["ms"] - results["local"]["ms"]
             share = f"{beyond / rtt_ms:.2f}" if rtt_ms and kind != "local" else "-"
