@@ -13,6 +13,7 @@ from meshllm.mesh.token import split_address
 
 _T = TypeVar("_T")
 
+MAX_VERSION = 1 << 60
 MAX_NAME = 80
 MAX_MODELS = 256
 MAX_PEERS = 1024
@@ -100,7 +101,7 @@ def decode_announcement(value: object) -> Announcement:
 def _decode(value: Any) -> Announcement:
     return Announcement(
         node_id=_node(value["id"]),
-        version=_number(value["v"], 1, 1 << 62),
+        version=_number(value["v"], 1, MAX_VERSION),
         name=_text(value["name"]),
         role=Role(value["role"]),
         addresses=_list(value["addrs"], _address, 32),

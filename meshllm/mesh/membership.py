@@ -24,7 +24,7 @@ from typing import Any
 import orjson
 
 from meshllm.errors import ProtocolError
-from meshllm.mesh.announcement import Announcement, decode_announcement
+from meshllm.mesh.announcement import MAX_VERSION, Announcement, decode_announcement
 
 PERIOD_S = 0.5
 PING_TIMEOUT_S = 0.5  # and twice the RTT
@@ -227,15 +227,15 @@ class Membership:
         try:
             fields = orjson.loads(message)
             kind, news, sequence = fields["t"], fields["n"], fields.get("q", 0)
-            if not isinstance(news, list) or type(sequence) is not int:
-                raise ValueError("news or sequence")
+            if not isinstance(kind, str) or not isinstance(news, list) or type(sequence) is not int:
+                raise ValueError("kind, news or sequence")
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ProtocolError("a gossip message that is none") from None
         for update in news:
             self._merge(update, sender)
         handler = _HANDLERS.get(kind)
         if handler is None:
-            raise ProtocolError(f"a gossip message of an unknown kind {str(kind)[:20]!r}")
+            raise ProtocolError(f"a gossip message of an unknown kind {kind[:20]!r}")
         handler(self, sender, sequence, fields)
 
     def _on_ping(self, sender: str, sequence: int, _fields: dict[str, Any]) -> None:
@@ -323,7 +323,7 @@ class Membership:
             member.since = self._now - FORGET_DEAD_S + STRANGERS_DEAD_S
 
     def _refute(self, version: int) -> None:
-        if not self.leaving:
+        if not self.leaving and version < MAX_VERSION // 2:  # beyond that somebody lies: no others would take it
             self.me = replace(self.me, version=max(version, self.me.version) + 1)
             self._spread(self.me.node_id)
 

@@ -8,7 +8,7 @@ import ipaddress
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,13 +16,13 @@ import psutil
 
 from meshllm.errors import MeshError, MeshLlmError, ProtocolError, TransportError
 from meshllm.mesh import hello
-from meshllm.mesh.announcement import Announcement, Role
+from meshllm.mesh.announcement import MAX_PEERS, Announcement, Role
 from meshllm.mesh.hello import Credentials
 from meshllm.mesh.identity import Identity
 from meshllm.mesh.membership import MAX_MESSAGE_BYTES, Membership
 from meshllm.mesh.quic import QuicEndpoint, random_hex
 from meshllm.mesh.token import Token, join_address
-from meshllm.mesh.transport import Link, Stream, StreamKind
+from meshllm.mesh.transport import Link, Stream, StreamKind, Transport
 
 _DIAL_TIMEOUT_S = 5.0
 _STAGGER_S = 0.15  # between the addresses of one node, as RFC 8305 does it
@@ -72,7 +72,7 @@ class Mesh:
         self._on_stream = on_stream
         self._say = say
         self._boot = random_hex(8)
-        self._endpoint = QuicEndpoint(identity, self._incoming, self._stream_opened)
+        self._endpoint: Transport = QuicEndpoint(identity, self._incoming, self._stream_opened)
         self._me = identity.node_id
         self._peers: dict[str, _Peer] = {}
         self._admitted: dict[Link, float] = {}  # since when
@@ -130,12 +130,16 @@ class Mesh:
         if self._tasks is None:
             work.close()
             return
-        self._tasks.create_task(self._contained(work), name=name)
+        self._tasks.create_task(self._contained(work, name), name=name)
 
-    async def _contained(self, work: Coroutine[Any, Any, None]) -> None:
-        """What one peer does may end its own task only."""
-        with contextlib.suppress(MeshLlmError, TimeoutError):
+    async def _contained(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """What one peer does may end its own task only, also where it finds a fault of ours."""
+        try:
             await work
+        except (MeshLlmError, TimeoutError):
+            pass
+        except Exception as error:
+            self._say(f"internal error, please report it: {name}: {error!r}")
 
     # --- joining ---
 
@@ -154,23 +158,21 @@ class Mesh:
             return await self._endpoint.dial(address, peer_id, _DIAL_TIMEOUT_S)
 
         tasks = [asyncio.create_task(attempt(i, a), name=f"dial {a}") for i, a in enumerate(addresses)]
+        winner: Link | None = None
         try:
             for next_done in asyncio.as_completed(tasks):
                 try:
-                    return await next_done
+                    winner = await next_done
+                    return winner
                 except TransportError as error:
                     errors.append(str(error))
         finally:
             for task in tasks:
                 task.cancel()
-            done = await asyncio.gather(*tasks, return_exceptions=True)
-            self._drop_losers(done)
+            for done in await asyncio.gather(*tasks, return_exceptions=True):
+                if not isinstance(done, BaseException) and done is not winner:
+                    done.close("another path is used")
         raise TransportError("; ".join(errors) or "no address is known")
-
-    def _drop_losers(self, done: Sequence[Link | BaseException]) -> None:
-        winners = [link for link in done if not isinstance(link, BaseException)]
-        for link in winners[1:]:
-            link.close("another path is used")
 
     async def _introduce(self, link: Link) -> None:
         """The dialling side of the hello. Closes the link and raises when it fails."""
@@ -295,8 +297,8 @@ class Mesh:
             return link
         peer = self._peers.setdefault(peer_id, _Peer())
         if peer.dialling is None and self._tasks is not None:
-            work = self._contained(self._dial_member(peer_id))
-            peer.dialling = self._tasks.create_task(work, name=f"dial {peer_id[:10]}")
+            name = f"dial {peer_id[:10]}"
+            peer.dialling = self._tasks.create_task(self._contained(self._dial_member(peer_id), name), name=name)
         if peer.dialling is not None:
             await asyncio.wait({peer.dialling}, timeout=2 * _DIAL_TIMEOUT_S)
             peer.dialling = None if peer.dialling is None or peer.dialling.done() else peer.dialling
@@ -414,11 +416,9 @@ class Mesh:
                 rtts[peer_id] = round(min(peer.rtts_ms), 1)
         if self.membership.me.role is Role.WORKER and _differ(known, rtts):
             self.membership.announce(rtts_ms=rtts)
-
-    def peers(self) -> Iterable[tuple[str, Link]]:
-        for peer_id, peer in self._peers.items():
-            if link := self._best(peer):
-                yield peer_id, link
+        if revoked := self.revoked() - set(self.membership.me.revoked):
+            # said by everybody, so that it outlives who said it first
+            self.membership.announce(revoked=(*self.membership.me.revoked, *sorted(revoked))[:MAX_PEERS])
 
 
 def _differ(old: dict[str, float], new: dict[str, float]) -> bool:

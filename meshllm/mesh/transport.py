@@ -80,6 +80,10 @@ class Link(Protocol):
 class Transport(Protocol):
     """One UDP port for all links."""
 
+    def start(self, port: int) -> None:
+        """Binds the port, 0 for any. Raises TransportError."""
+        ...
+
     @property
     def port(self) -> int: ...
     async def dial(self, address: str, peer_id: str | None, timeout_s: float) -> Link:

@@ -9,6 +9,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 
+import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -256,11 +257,44 @@ json_values = st.recursive(
     rest=st.dictionaries(st.sampled_from(["d", "ids", "target", "q"]), json_values),
 )
 def test_hostile_fields_are_refused_or_harmless(kind: str, news: list[object], rest: dict[str, object]) -> None:
-    import orjson
-
     node = Membership(Announcement(node_id(1), 1), random.Random(0), 0.0)
     node._members[node_id(2)] = _met(Announcement(node_id(2), 1))
     with contextlib.suppress(ProtocolError):
         node.receive(node_id(2), orjson.dumps({"t": kind, "q": 1, "n": news} | rest), 1.0)
     node.tick(2.0)
     assert set(node.present()) == {node_id(1), node_id(2)}
+
+
+MESSAGES = [
+    {"t": kind, "q": 3, "n": [{"s": state, "a": Announcement(node_id(3), 7).encode(), "by": [node_id(4)]}]} | rest
+    for kind, state, rest in [
+        ("ping", "alive", {}),
+        ("ack", "suspect", {"target": node_id(3)}),
+        ("ping_req", "dead", {"target": node_id(2)}),
+        ("digest", "left", {"d": {node_id(1): [9, "dead"], node_id(5): [2, "alive"]}}),
+        ("want", "alive", {"ids": [node_id(1), node_id(2)]}),
+    ]
+]
+
+
+def places(value: object, path: tuple[object, ...] = ()) -> list[tuple[object, ...]]:
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(place for key, v in inner for place in places(v, (*path, key)))]
+
+
+@settings(max_examples=800, deadline=None)
+@given(st.sampled_from(MESSAGES), st.data())
+def test_good_messages_with_one_thing_changed_do_no_harm(message: dict[str, object], data: st.DataObject) -> None:
+    changed = orjson.loads(orjson.dumps(message))
+    *way, last = data.draw(st.sampled_from([place for place in places(changed) if place]))
+    target = changed
+    for key in way:
+        target = target[key]
+    target[last] = data.draw(json_values)
+    node = Membership(Announcement(node_id(1), 1), random.Random(0), 0.0)
+    node._members[node_id(2)] = _met(Announcement(node_id(2), 1))
+    with contextlib.suppress(ProtocolError):
+        node.receive(node_id(2), orjson.dumps(changed), 1.0)
+    for now in (2.0, 4.0, 8.0, 20.0):
+        node.tick(now)
+    assert all(orjson.loads(m)["t"] for _, m in node.outbox)

@@ -144,6 +144,20 @@ def test_third_node_is_reached_directly() -> None:
     run(work)
 
 
+def test_revocation_outlives_who_said_it() -> None:
+    async def work(bench: Bench) -> None:
+        seed, other = await joined(bench)
+        token = token_of(seed)
+        seed.mesh.membership.announce(revoked=(token.ticket.serial,))
+        await until(lambda: other.mesh.membership.me.revoked == (token.ticket.serial,))
+        stranger = bench.peer(None, ticket=token.ticket)
+        await asyncio.sleep(0)
+        with pytest.raises(MeshError, match="was revoked"):
+            await stranger.mesh.join(Token(MESH, other.id, (other.address,), token.ticket))
+
+    run(work)
+
+
 def test_simultaneous_dials_end_in_one_link() -> None:
     async def work(bench: Bench) -> None:
         a, b = bench.peer(), bench.peer()
