@@ -107,7 +107,8 @@ DeviceServer::DeviceServer(Options options) : options_(std::move(options)) {
             return ours && !folder.empty() ? std::optional(folder + "/" + name) : std::nullopt;
         }
         try {
-            return options_.allow_remote || channel::is_local(address) ? std::optional(address) : std::nullopt;
+            return options_.allow_remote || channel::is_local(address) ? std::optional(address)
+                                                                       : std::nullopt;
         } catch (const channel::TransportError &) {
             return std::nullopt;
         }

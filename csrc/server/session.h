@@ -19,7 +19,7 @@ struct Shared {
     std::unique_ptr<Loader> loader;
     /// The address behind what a client names as a peer's; nothing when this server may not dial it.
     std::function<std::optional<std::string>(const std::string &)> peer_address;
-    std::function<void(const std::string &)> log;      // one line per event; called from any thread
+    std::function<void(const std::string &)> log; // one line per event; called from any thread
 
     std::shared_ptr<Mailbox> find_mailbox(const wire::Key & key);
     void add_mailbox(const wire::Key & key, std::shared_ptr<Mailbox> mailbox);

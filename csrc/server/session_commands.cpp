@@ -214,8 +214,7 @@ void Session::register_peer(const wire::RegisterPeer & request) {
         return reply(wire::view_of(uint8_t(0)));
     }
     try {
-        peers_[request.peer] =
-            std::make_unique<PeerLink>(*address, request.session_key, shared_.counters);
+        peers_[request.peer] = std::make_unique<PeerLink>(*address, request.session_key, shared_.counters);
         reply(wire::view_of(uint8_t(1)));
     } catch (const std::exception & e) { // not a fault of the session: the host relays instead
         shared_.log("cannot push to " + request.address + ", the host will relay: " + e.what());

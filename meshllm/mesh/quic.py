@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import time
@@ -51,7 +52,11 @@ class QuicEndpoint:
         try:
             self._socket = _bind(port)
         except OSError as error:
-            why = "is in use; choose another with --bind-port" if error.errno == 98 else f"cannot be used: {error}"
+            why = (
+                "is in use; choose another with --bind-port"
+                if error.errno == errno.EADDRINUSE
+                else f"cannot be used: {error}"
+            )
             raise TransportError(f"UDP port {port} {why}") from None
         asyncio.get_running_loop().add_reader(self._socket.fileno(), self._readable)
 
@@ -209,18 +214,25 @@ class QuicEndpoint:
 
 
 def _bind(port: int) -> socket.socket:
+    """Of both families, or of IPv4 alone on a machine without IPv6."""
     try:
-        sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        address: tuple[Any, ...] = ("::", port)
-    except OSError:  # a machine without IPv6
-        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-        address = ("0.0.0.0", port)
+        return _bind_family(socket.AF_INET6, "::", port)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise
+    return _bind_family(socket.AF_INET, "0.0.0.0", port)
+
+
+def _bind_family(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_DGRAM)
     try:
+        sock.setblocking(False)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # the system may allow less
                 sock.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BUFFER)
-        sock.bind(address)
+        sock.bind((host, port))
     except BaseException:
         sock.close()
         raise

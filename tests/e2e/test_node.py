@@ -6,13 +6,14 @@ import os
 import re
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.processes import MESH_LLM, MeshLlm, eventually, free_port
+from support.processes import MESH_LLM, Api, MeshLlm, Process, eventually, free_port
 
 from meshllm.mesh.token import decode
 
@@ -48,6 +49,19 @@ def test_client_beside_a_node_of_the_same_user(seed: MeshLlm) -> None:
         status = seed.command("status").stdout
         assert re.search(r"client +alive", status) and "API client only" in status and "engine here: ready" in status
     eventually(lambda: re.search(r"client +left", seed.command("status").stdout))
+
+
+def test_client_runs_without_compiled_code(seed: MeshLlm, tmp_path: Path) -> None:
+    """As where only the Python part is there: neither the extension nor the engine's code can be imported."""
+    program = (
+        "import sys; sys.modules['meshllm.rpc'] = sys.modules['meshllm.engine'] = sys.modules['meshllm.models'] = None;"
+        "from meshllm.cli.main import main; main(prog_name='mesh-llm')"
+    )
+    port = free_port()
+    argv = [sys.executable, "-c", program, "--client", "--join", invite(seed), "--port", str(port)]
+    with Process(argv, {"XDG_DATA_HOME": str(tmp_path)}) as client:
+        client.wait_output("the API is at")
+        assert Api(f"http://127.0.0.1:{port}").complete("Hi", 4)["tokens_predicted"] == 4
 
 
 def test_second_worker_of_the_same_user_serves_too(seed: MeshLlm) -> None:
