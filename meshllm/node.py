@@ -19,10 +19,9 @@ from meshllm.errors import MeshError, MeshLlmError
 from meshllm.mesh.announcement import Announcement, Role, Serving
 from meshllm.mesh.bridge import Doors, serve_stream
 from meshllm.mesh.hello import Credentials
-from meshllm.mesh.identity import Identity
+from meshllm.mesh.identity import Identity, random_hex
 from meshllm.mesh.network import Mesh, own_addresses
 from meshllm.mesh.plan import Assignment, Group, make_plan
-from meshllm.mesh.quic import random_hex
 from meshllm.mesh.state import KnownMesh, MeshState
 from meshllm.mesh.token import MESH_ID_BYTES, SECRET_BYTES, Token, make_ticket
 from meshllm.mesh.token import encode as encode_token
@@ -108,8 +107,8 @@ class Node:
 
     async def run(self) -> None:
         """Raises MeshLlmError when the mesh cannot be joined or the model cannot be served here."""
-        self._mesh.start(self._config.bind_port)
         try:
+            self._mesh.start(self._config.bind_port)
             async with self._doors, asyncio.TaskGroup() as group:
                 if self._worker:
                     self._worker.start_server(self.folder / "device.sock")

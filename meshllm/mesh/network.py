@@ -18,9 +18,9 @@ from meshllm.errors import MeshError, MeshLlmError, ProtocolError, TransportErro
 from meshllm.mesh import hello
 from meshllm.mesh.announcement import MAX_PEERS, Announcement, Role
 from meshllm.mesh.hello import Credentials
-from meshllm.mesh.identity import Identity
+from meshllm.mesh.identity import Identity, random_hex
 from meshllm.mesh.membership import MAX_MESSAGE_BYTES, Membership
-from meshllm.mesh.quic import QuicEndpoint, random_hex
+from meshllm.mesh.quic import QuicEndpoint
 from meshllm.mesh.token import Token, join_address
 from meshllm.mesh.transport import Link, Stream, StreamKind, Transport
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import os
 import socket
 import time
 from collections.abc import Callable
@@ -237,7 +236,3 @@ def _bind_family(family: socket.AddressFamily, host: str, port: int) -> socket.s
         sock.close()
         raise
     return sock
-
-
-def random_hex(n_bytes: int) -> str:
-    return os.urandom(n_bytes).hex()
