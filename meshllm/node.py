@@ -22,6 +22,7 @@ from meshllm.mesh.hello import Credentials
 from meshllm.mesh.identity import Identity, random_hex
 from meshllm.mesh.network import Mesh, own_addresses
 from meshllm.mesh.plan import Assignment, Group, make_plan
+from meshllm.mesh.rates import RequestRates, differ
 from meshllm.mesh.state import KnownMesh, MeshState
 from meshllm.mesh.token import MESH_ID_BYTES, SECRET_BYTES, Token, make_ticket
 from meshllm.mesh.token import encode as encode_token
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 _SETTLE_S = 0.3  # changes that come together make one plan
 _JOIN_SETTLE_S = 1.0  # before a joiner's first plan: it hears of the others and their distance
 _POLL_S = 0.1
-_SAVE_S = 10.0
+_SAVE_S = 5.0
 FOLDER_PREFIX = "mesh-llm-"
 
 
@@ -70,6 +71,7 @@ class Node:
         self._group: Group | None = None
         self._engine_task: asyncio.Task[None] | None = None
         self._said: dict[str, str] = {}
+        self._rates = RequestRates()
         self.started = asyncio.Event()
 
     # --- beginnings ---
@@ -158,7 +160,7 @@ class Node:
             self._mesh.membership.announce(addresses=addresses)
 
     async def _remember(self) -> None:
-        """Where the members are and what is revoked, for the next start."""
+        """Where the members are and what is revoked, for the next start; what changes slowly, for the others."""
         while True:
             present = self._mesh.membership.present()
             peers = [(a, i) for i, n in present.items() if i != self._id for a in n.addresses[:3]]
@@ -171,6 +173,9 @@ class Node:
                     self._state.save()
             await asyncio.sleep(_SAVE_S)
             self._announce_addresses()
+            rates = self._rates.per_minute(time.monotonic())
+            if differ(self._mesh.membership.me.requests_per_min, rates):
+                self._mesh.membership.announce(requests_per_min=rates)
 
     # --- the plan ---
 
@@ -320,6 +325,13 @@ class Node:
         worker = self._worker
         return await worker.engine.socket_for(0) if worker and worker.engine and worker.ready else None
 
+    def note_request(self) -> None:
+        """Counted for the model that the node to be asked serves."""
+        host = self._id if self._worker and self._worker.ready else self._nearest_host()
+        node = self._mesh.membership.present().get(host or "")
+        for serving in node.serving[:1] if node else ():
+            self._rates.count(serving.fingerprint, time.monotonic())
+
     def failure_passes(self) -> bool:
         engine = self._worker.engine if self._worker else None
         return engine is None or engine.stage_lost
@@ -370,6 +382,7 @@ class Node:
             "device": node.device,
             "memory_bytes": node.memory_bytes,
             "engine": node.engine,
+            "requests_per_min": node.requests_per_min,
             "models": [m.name for m in node.models],
             "rtt_ms": round(link.rtt_s * 1000, 1) if link and link.rtt_s is not None else None,
             "address": link.peer_address if link else None,
@@ -425,6 +438,9 @@ class HostTarget:
 
     async def socket_for(self, timeout_s: float) -> Path | None:
         return await self._node.own_engine_socket()
+
+    def note_request(self) -> None:
+        """The node that was asked first has counted it."""
 
     def failure_passes(self) -> bool:
         return self._node.failure_passes()

@@ -37,6 +37,10 @@ class Target(Protocol):
         """The Unix socket that a request should go to; waits for one. None when there will be none in time."""
         ...
 
+    def note_request(self) -> None:
+        """A request came that wants a model's answer."""
+        ...
+
     def failure_passes(self) -> bool:
         """Whether an engine that answers 500 has lost a machine which others will replace."""
         ...
@@ -83,6 +87,8 @@ def make_app(target: Target) -> web.Application:
         except web.HTTPRequestEntityTooLarge:
             return error_response(413, "invalid_request_error", f"the body is over {MAX_BODY_BYTES >> 20} MiB")
         hold_s = 0.0 if request.path == "/health" else HOLD_S
+        if request.method == "POST":
+            target.note_request()
         deadline, attempts = time.monotonic() + hold_s, 0
         while socket := await target.socket_for(deadline - time.monotonic()):
             try:

@@ -88,6 +88,9 @@ class Engine:
     def stage_lost(self) -> bool:
         return bool(self.plan.stages) and self.counters().state is LinkState.LOST
 
+    def note_request(self) -> None:
+        """Nobody else wants to know; see api.Target."""
+
     def failure_passes(self) -> bool:
         """Not without a mesh: only its user can bring a stage back that was named by hand."""
         return False

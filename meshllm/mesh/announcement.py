@@ -64,6 +64,7 @@ class Announcement:
     serving: tuple[Serving, ...] = ()
     rtts_ms: dict[str, float] = field(default_factory=dict)
     revoked: tuple[str, ...] = ()  # serials of tokens
+    requests_per_min: dict[str, float] = field(default_factory=dict)  # by fingerprint, at this node's endpoint
 
     def encode(self) -> dict[str, Any]:
         """For JSON."""
@@ -83,6 +84,7 @@ class Announcement:
             "serving": [[s.fingerprint, list(s.stages), s.ready] for s in self.serving],
             "rtts": self.rtts_ms,
             "revoked": list(self.revoked),
+            "req": self.requests_per_min,
         }
 
 
@@ -113,8 +115,9 @@ def _decode(value: Any) -> Announcement:
         split=_flag(value["split"]),
         tensor_split=_list(value["ts"], _share, 64),
         serving=_list(value["serving"], _serving, 64),
-        rtts_ms=_rtts(value["rtts"]),
+        rtts_ms=_table(value["rtts"]),
         revoked=_list(value["revoked"], _serial, MAX_PEERS),
+        requests_per_min=_table(value["req"]),
     )
 
 
@@ -181,7 +184,8 @@ def _serving(value: Any) -> Serving:
     return Serving(_node(fingerprint), _list(stages, _node, 64), _flag(ready))
 
 
-def _rtts(value: Any) -> dict[str, float]:
+def _table(value: Any) -> dict[str, float]:
+    """Node ids or fingerprints to amounts."""
     if not isinstance(value, dict) or len(value) > MAX_PEERS:
-        raise ValueError("no table of RTTs")
+        raise ValueError("no table")
     return {_node(k): _share(v) for k, v in value.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -41,6 +42,11 @@ def refused(*args: str) -> str:
     return result.stderr.splitlines()[-1]
 
 
+def rates_of_clients(seed: MeshLlm) -> list[float]:
+    nodes = json.loads(seed.command("status", "--json").stdout)["nodes"]
+    return [rate for node in nodes if node["role"] == "client" for rate in node["requests_per_min"].values()]
+
+
 def test_client_beside_a_node_of_the_same_user(seed: MeshLlm) -> None:
     with MeshLlm("--client", "--join", invite(seed), data=seed.data) as client:
         client.ready()
@@ -48,6 +54,8 @@ def test_client_beside_a_node_of_the_same_user(seed: MeshLlm) -> None:
         assert client.api.request("/v1/models")["data"][0]["id"] == seed.api.request("/v1/models")["data"][0]["id"]
         status = seed.command("status").stdout
         assert re.search(r"client +alive", status) and "API client only" in status and "engine here: ready" in status
+        rates = eventually(lambda: rates_of_clients(seed), 30, "the client's request, by gossip")
+        assert [0.5 < rate < 2 for rate in rates] == [True]
     eventually(lambda: re.search(r"client +left", seed.command("status").stdout))
 
 
