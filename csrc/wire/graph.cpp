@@ -260,7 +260,9 @@ class StockOrder {
                 stack.push_back(lookup(id));
             }
         };
-        std::for_each(std::begin(t.src), std::end(t.src), push);
+        for (int i = 0; i < n_srcs; i++) { // by index: no reference to a member of a packed structure
+            push(t.src[i]);
+        }
         push(t.view_src);
         return stack.size() > before;
     }
