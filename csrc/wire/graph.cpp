@@ -1,6 +1,7 @@
 #include "wire/graph.h"
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
 #include <unordered_map>
 
@@ -174,9 +175,12 @@ TensorDesc from_stock(const StockTensor & s, const AddressMap & addresses) {
     t.type = s.type;
     t.op = s.op;
     t.flags = s.flags;
-    std::copy(std::begin(s.ne), std::end(s.ne), t.ne.begin());
-    std::copy(std::begin(s.nb), std::end(s.nb), t.nb.begin());
-    std::copy(std::begin(s.op_params), std::end(s.op_params), t.op_params.begin());
+    for (int i = 0; i < n_dims; i++) { // by index: no reference to a member of a packed structure
+        t.ne[i] = s.ne[i];
+        t.nb[i] = s.nb[i];
+    }
+    static_assert(sizeof(s.op_params) == sizeof(t.op_params));
+    std::memcpy(t.op_params.data(), &s.op_params, sizeof(s.op_params));
     t.view_offs = s.view_offs;
     t.use_count = s.use_count;
     t.name.assign(s.name, strnlen(s.name, sizeof(s.name) - 1));
@@ -260,7 +264,7 @@ class StockOrder {
                 stack.push_back(lookup(id));
             }
         };
-        for (int i = 0; i < n_srcs; i++) { // by index: no reference to a member of a packed structure
+        for (int i = 0; i < n_srcs; i++) {
             push(t.src[i]);
         }
         push(t.view_src);
