@@ -87,9 +87,7 @@ DeviceServer::DeviceServer(Options options) : options_(std::move(options)) {
             ": this channel has no encryption; use a loopback address, or say --allow-remote "
             "on a network you trust");
     }
-    for (const ModelFiles & m : options_.models) {
-        shared_.models.add(m.fingerprint, m.files);
-    }
+    set_models(options_.models);
     const int threads = options_.threads > 0 ? options_.threads : compute::default_threads();
     const auto devices = options_.devices.empty() ? default_devices() : named_devices(options_.devices);
     for (ggml_backend_dev_t d : devices) {

@@ -7,11 +7,6 @@
 
 namespace meshllm::server {
 
-struct ModelFiles {
-    wire::Fingerprint fingerprint;
-    std::vector<std::string> files;
-};
-
 struct Options {
     std::string listen;               // channel address
     std::vector<std::string> devices; // ggml names; empty for all that ggml prefers (GPUs, else the CPU)
@@ -31,6 +26,9 @@ class DeviceServer {
     const std::string & address() const { return listener_->address(); }
     std::vector<wire::DeviceInfo> devices() const;
     std::vector<std::pair<const char *, uint64_t>> counters() const;
+
+    /// The models whose weights sessions may ask for from now on. Throws gguf::GgufError.
+    void set_models(const std::vector<ModelFiles> & models) { shared_.models.replace(models); }
 
     /// The lines logged since the last call, at most the newest 256.
     std::vector<std::string> take_log();

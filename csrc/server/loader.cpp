@@ -53,11 +53,17 @@ void load(const Models::Source & source, const Buffers::Entry & entry, const wir
 
 } // namespace
 
-void Models::add(const wire::Fingerprint & fingerprint, const std::vector<std::string> & files) {
-    models_.insert_or_assign(fingerprint, gguf::Index::open(files));
+void Models::replace(const std::vector<ModelFiles> & models) {
+    std::map<wire::Fingerprint, gguf::Index> opened;
+    for (const ModelFiles & m : models) {
+        opened.insert_or_assign(m.fingerprint, gguf::Index::open(m.files));
+    }
+    std::lock_guard lock(mutex_);
+    models_ = std::move(opened);
 }
 
 std::vector<wire::Fingerprint> Models::fingerprints() const {
+    std::lock_guard lock(mutex_);
     std::vector<wire::Fingerprint> out;
     for (const auto & [fingerprint, index] : models_) {
         out.push_back(fingerprint);
@@ -66,6 +72,7 @@ std::vector<wire::Fingerprint> Models::fingerprints() const {
 }
 
 Models::Source Models::find(const wire::SetTensorGguf & request) const {
+    std::lock_guard lock(mutex_);
     const auto model = models_.find(request.model);
     if (model == models_.end()) {
         throw ProtocolError("this server does not have the model whose weights are asked for");

@@ -13,11 +13,16 @@
 
 namespace meshllm::server {
 
-/// The models whose files this machine has. Built before the first client; never changed.
+struct ModelFiles {
+    wire::Fingerprint fingerprint;
+    std::vector<std::string> files;
+};
+
+/// The models whose files this machine has. Sessions ask while it is replaced.
 class Models {
   public:
-    /// Throws gguf::GgufError when a file is missing or broken.
-    void add(const wire::Fingerprint & fingerprint, const std::vector<std::string> & files);
+    /// These and no others from now on. Throws gguf::GgufError when a file is missing or broken; then nothing changes.
+    void replace(const std::vector<ModelFiles> & models);
     std::vector<wire::Fingerprint> fingerprints() const;
 
     struct Source {
@@ -28,6 +33,7 @@ class Models {
     Source find(const wire::SetTensorGguf & request) const;
 
   private:
+    mutable std::mutex mutex_;
     std::map<wire::Fingerprint, gguf::Index> models_;
 };
 

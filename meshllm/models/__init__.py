@@ -1,5 +1,4 @@
-"""What `--model` means: a file, a name of something on disk, or the default model."""
+"""Models: their names, the catalog, what is on disk, and how they come there.
 
-from meshllm.models.resolve import DEFAULT_MODEL, Model, find_models, load_model, models_folder, offered_models, resolve
-
-__all__ = ["DEFAULT_MODEL", "Model", "find_models", "load_model", "models_folder", "offered_models", "resolve"]
+`names` and `catalog` need no compiled code; `store`, which reads the files, does.
+"""

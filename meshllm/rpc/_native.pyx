@@ -164,6 +164,7 @@ cdef extern from "server/device_server.h" namespace "meshllm::server":
         vector[DeviceInfoC] devices()
         vector[pair[const char *, uint64_t]] counters()
         vector[string] take_log()
+        void set_models(const vector[ModelFiles] &) except +raise_error nogil
         void stop() nogil
     vector[DeviceInfoC] c_list_devices "meshllm::server::list_devices" () except +raise_error nogil
 
@@ -268,6 +269,15 @@ def split_parts(path):
     return [os.fsdecode(<bytes> part) for part in parts]
 
 
+cdef vector[ModelFiles] _models(models) except *:
+    cdef vector[ModelFiles] out
+    for model_fingerprint, files in models:
+        if len(model_fingerprint) != 32:
+            raise ValueError("a fingerprint has 32 bytes")
+        out.push_back(model_files(model_fingerprint, _paths(files)))
+    return out
+
+
 cdef class DeviceServer:
     """Serves this machine's devices to hosts, in threads of its own.
 
@@ -285,10 +295,7 @@ cdef class DeviceServer:
         cdef Options options
         options.listen = listen.encode()
         options.devices = _strings(devices)
-        for model_fingerprint, files in models:
-            if len(model_fingerprint) != 32:
-                raise ValueError("a fingerprint has 32 bytes")
-            options.models.push_back(model_files(model_fingerprint, _paths(files)))
+        options.models = _models(models)
         options.threads = threads
         options.memory_limit = memory_limit_bytes
         options.allow_remote = allow_remote
@@ -312,6 +319,12 @@ cdef class DeviceServer:
     def counters(self):
         """What was done since the start; `memory_used` in bytes is now."""
         return {item.first.decode(): item.second for item in dereference(self._server).counters()}
+
+    def set_models(self, models):
+        """The models whose weights may be asked for from now on, as at the start. Raises GgufError."""
+        cdef vector[ModelFiles] replaced = _models(models)
+        with nogil:
+            dereference(self._server).set_models(replaced)
 
     def take_log(self):
         """The lines logged since the last call."""

