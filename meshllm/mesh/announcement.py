@@ -57,8 +57,13 @@ class Announcement:
     device: str = ""
     memory_bytes: int = 0  # that a model may take: devices' memory less the reserve, under the user's cap
     engine: str = ""  # nodes compute together when this is the same
-    models: tuple[ModelInfo, ...] = ()
-    wants: tuple[ModelInfo, ...] = ()
+    models: tuple[ModelInfo, ...] = ()  # on its disk
+    named: tuple[str, ...] = ()  # fingerprints, what its user asked for, in that order
+    wants: tuple[ModelInfo, ...] = ()  # those, and what it has heard that others asked for
+    fetches: bool = False  # it gets the file of the model that it is for
+    cannot_fetch: tuple[str, ...] = ()  # fingerprints, where that has failed
+    fetching: dict[str, float] = field(default_factory=dict)  # by fingerprint, what comes to its disk: part of 1
+    drops: dict[str, int] = field(default_factory=dict)  # by fingerprint; odd: dropped; the highest known counts
     split: bool = False
     tensor_split: tuple[float, ...] = ()
     serving: tuple[Serving, ...] = ()
@@ -78,7 +83,12 @@ class Announcement:
             "mem": self.memory_bytes,
             "eng": self.engine,
             "models": [_model_fields(m) for m in self.models],
+            "named": list(self.named),
             "wants": [_model_fields(m) for m in self.wants],
+            "fetches": self.fetches,
+            "cannot": list(self.cannot_fetch),
+            "fetching": self.fetching,
+            "drops": self.drops,
             "split": self.split,
             "ts": list(self.tensor_split),
             "serving": [[s.fingerprint, list(s.stages), s.ready] for s in self.serving],
@@ -111,13 +121,18 @@ def _decode(value: Any) -> Announcement:
         memory_bytes=_number(value["mem"], 0, 1 << 60),
         engine=_text(value["eng"]),
         models=_list(value["models"], _model, MAX_MODELS),
+        named=_list(value["named"], _node, MAX_MODELS),
         wants=_list(value["wants"], _model, MAX_MODELS),
+        fetches=_flag(value["fetches"]),
+        cannot_fetch=_list(value["cannot"], _node, MAX_MODELS),
+        fetching=_table(value["fetching"], _share),
+        drops=_table(value["drops"], lambda n: _number(n, 0, MAX_VERSION)),
         split=_flag(value["split"]),
         tensor_split=_list(value["ts"], _share, 64),
         serving=_list(value["serving"], _serving, 64),
-        rtts_ms=_table(value["rtts"]),
+        rtts_ms=_table(value["rtts"], _share),
         revoked=_list(value["revoked"], _serial, MAX_PEERS),
-        requests_per_min=_table(value["req"]),
+        requests_per_min=_table(value["req"], _share),
     )
 
 
@@ -184,8 +199,8 @@ def _serving(value: Any) -> Serving:
     return Serving(_node(fingerprint), _list(stages, _node, 64), _flag(ready))
 
 
-def _table(value: Any) -> dict[str, float]:
-    """Node ids or fingerprints to amounts."""
+def _table(value: Any, item: Callable[[Any], _T]) -> dict[str, _T]:
+    """By node ids or fingerprints."""
     if not isinstance(value, dict) or len(value) > MAX_PEERS:
         raise ValueError("no table")
-    return {_node(k): _share(v) for k, v in value.items()}
+    return {_node(k): item(v) for k, v in value.items()}

@@ -17,6 +17,7 @@ import psutil
 from meshllm.errors import MeshError, MeshLlmError, ProtocolError, TransportError
 from meshllm.mesh import hello
 from meshllm.mesh.announcement import MAX_PEERS, Announcement, Role
+from meshllm.mesh.framing import read_framed, write_framed
 from meshllm.mesh.hello import Credentials
 from meshllm.mesh.identity import Identity, random_hex
 from meshllm.mesh.membership import MAX_MESSAGE_BYTES, Membership
@@ -123,7 +124,7 @@ class Mesh:
             if peer and (link := self._best(peer)):
                 stream = link.open(StreamKind.GOSSIP)
                 with contextlib.suppress(MeshLlmError, TimeoutError):
-                    await asyncio.wait_for(stream.write(_framed(message)), 0.2)
+                    await asyncio.wait_for(write_framed(stream, message), 0.2)
         await asyncio.sleep(0.05)  # the datagrams leave before the links close
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
@@ -180,8 +181,8 @@ class Mesh:
         self._early[link] = []
         try:
             async with asyncio.timeout(_HELLO_TIMEOUT_S):
-                await stream.write(_framed(hello.ask(self.credentials, self._me, self._boot)))
-                reply = await _read_framed(stream, hello.MAX_HELLO_BYTES)
+                await write_framed(stream, hello.ask(self.credentials, self._me, self._boot))
+                reply = await read_framed(stream, hello.MAX_HELLO_BYTES)
             welcome = hello.welcome(self.credentials, reply or b"", link.peer_id)
         except TimeoutError:
             link.close("no hello")
@@ -208,7 +209,7 @@ class Mesh:
         try:
             async with asyncio.timeout(_HELLO_TIMEOUT_S):
                 stream = await self._hellos[link]
-                question = await _read_framed(stream, hello.MAX_HELLO_BYTES)
+                question = await read_framed(stream, hello.MAX_HELLO_BYTES)
                 reply, boot = hello.answer(
                     self.credentials,
                     question or b"",
@@ -219,13 +220,13 @@ class Mesh:
                     self.revoked(),
                     time.time(),
                 )
-                await stream.write(_framed(reply))
+                await write_framed(stream, reply)
                 stream.finish()
             self._admit(link, boot)
         except (MeshError, ProtocolError) as error:
             self._log_refusal(link, str(error))
             with contextlib.suppress(MeshLlmError):
-                await stream.write(_framed(hello.refusal(str(error))))
+                await write_framed(stream, hello.refusal(str(error)))
                 stream.finish()
                 await asyncio.wait_for(link.wait_closed(), 1.0)  # the answer is to arrive first
         except TimeoutError:
@@ -365,7 +366,7 @@ class Mesh:
 
     async def _read_gossip(self, link: Link, stream: Stream) -> None:
         try:
-            while (message := await _read_framed(stream, MAX_MESSAGE_BYTES)) is not None:
+            while (message := await read_framed(stream, MAX_MESSAGE_BYTES)) is not None:
                 self.membership.receive(link.peer_id, message, time.monotonic())
                 self._flush()
             stream.finish()
@@ -379,7 +380,7 @@ class Mesh:
         try:
             while self._best(peer) is link:
                 while peer.pending:
-                    await stream.write(_framed(peer.pending.popleft()))
+                    await write_framed(stream, peer.pending.popleft())
                 peer.wake.clear()
                 await peer.wake.wait()
         finally:
@@ -442,29 +443,3 @@ def own_addresses(port: int, observed: str = "") -> list[str]:
                 (bridges if bridge else local).append(join_address(str(ip), port))
     found = [*local[:12], *public, *bridges[:4], join_address("127.0.0.1", port)]
     return list(dict.fromkeys(found))
-
-
-def _framed(message: bytes) -> bytes:
-    return len(message).to_bytes(4, "big") + message
-
-
-async def _read_framed(stream: Stream, limit: int) -> bytes | None:
-    """One message; None at the end of the stream. Raises ProtocolError."""
-    head = await _read_exactly(stream, 4)
-    if head is None:
-        return None
-    size = int.from_bytes(head, "big")
-    if size > limit:
-        raise ProtocolError(f"a message of {size} bytes; at most {limit} are allowed")
-    return await _read_exactly(stream, size)
-
-
-async def _read_exactly(stream: Stream, size: int) -> bytes | None:
-    parts = []
-    while size:
-        part = await stream.read(size)
-        if not part:
-            return None
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)

@@ -1,15 +1,16 @@
-"""Who serves what: from the view of the mesh to one group per model. A pure function, the same on every node.
+"""How one model is served: from the view of the mesh and the workers that are for it (devotion.py) to groups.
 
-A model that fits on one machine is served there, whole, by every machine that was asked for it. One that does not is
-split: the machine with most memory among those that have its file is the host, and takes in the fewest others with
-which the model fits, the nearest such set. What runs already stays as it is while it can.
+A pure function, the same on every node. A model that fits on one machine is served there, whole, by every worker that
+is for it. One that does not is split: the machine with most memory among those that have its file is the host, and
+takes in the fewest others with which the model fits, the nearest such set. What runs already stays as it is while it
+can.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from meshllm.mesh.announcement import Announcement, ModelInfo, Role, Serving
 
@@ -31,6 +32,8 @@ class Why(enum.StrEnum):
     TOO_FAR = "too far"
     NO_MEMORY = "no memory"
     NO_MODEL = "the model is not on its disk"
+    FETCHING = "gets the model"
+    OTHER_MODEL = "is for another model"
 
 
 @dataclass(frozen=True)
@@ -62,56 +65,48 @@ class Assignment:
         return next((g for g in self.groups if g.host == host), None)
 
 
-def wanted_models(view: Mapping[str, Announcement]) -> list[ModelInfo]:
-    """What anybody asked for, each once, in the order of fingerprints."""
-    models = {model.fingerprint: model for _, node in sorted(view.items()) for model in node.wants}
-    return [models[key] for key in sorted(models)]
-
-
-def make_plan(view: Mapping[str, Announcement]) -> list[Assignment]:
-    """One assignment per wanted model."""
-    return [assign(model, view) for model in wanted_models(view)]
-
-
-def assign(model: ModelInfo, view: Mapping[str, Announcement]) -> Assignment:
+def assign(model: ModelInfo, view: Mapping[str, Announcement], team: Collection[str]) -> Assignment:
+    """`team`: the workers of the view that are for this model."""
     need = needed_bytes(model)
-    workers = {i: n for i, n in sorted(view.items()) if n.role is Role.WORKER}
-    askers = [i for i, n in workers.items() if any(m.fingerprint == model.fingerprint for m in n.wants)]
-    force = any(workers[i].split for i in askers)
-    able = [i for i in askers if _has(workers[i], model) and workers[i].memory_bytes >= need]
+    workers = {i: n for i, n in sorted(view.items()) if i in team}
+    force = any(n.split for n in workers.values())
+    able = [i for i, n in workers.items() if has_model(n, model) and n.memory_bytes >= need]
     if able and not force:
         groups = tuple(Group(model, i, (), (1.0,), workers[i].memory_bytes) for i in able)
-        reasons = {i: _why_idle(n, model, need) for i, n in view.items()} | dict.fromkeys(able, Why.HOST)
-        return Assignment(model, groups, need, groups[0].memory_bytes, reasons)
-    return _split(model, view, workers, need, force)
+        reasons = {i: _why_idle(n, model, need) for i, n in workers.items()} | dict.fromkeys(able, Why.HOST)
+        found = Assignment(model, groups, need, groups[0].memory_bytes, reasons)
+    else:
+        found = _split(model, workers, need, force)
+    others = {i: Why.CLIENT if n.role is Role.CLIENT else Why.OTHER_MODEL for i, n in view.items() if i not in team}
+    return replace(found, reasons={**others, **found.reasons})
 
 
 def needed_bytes(model: ModelInfo) -> int:
     return int(model.size_bytes * _ROOM)
 
 
-def _has(node: Announcement, model: ModelInfo) -> bool:
+def has_model(node: Announcement, model: ModelInfo) -> bool:
     return any(m.fingerprint == model.fingerprint for m in node.models)
 
 
+def will_fetch(node: Announcement, model: ModelInfo) -> bool:
+    """Whether it gets the model's file, once it is for this model."""
+    return node.fetches and not has_model(node, model) and model.fingerprint not in node.cannot_fetch
+
+
 def _why_idle(node: Announcement, model: ModelInfo, need: int) -> Why:
-    if node.role is Role.CLIENT:
-        return Why.CLIENT
-    if not _has(node, model):
-        return Why.NO_MODEL
+    if not has_model(node, model):
+        return Why.FETCHING if will_fetch(node, model) else Why.NO_MODEL
     return Why.NOT_NEEDED if node.memory_bytes >= need else Why.NO_MEMORY
 
 
-def _split(
-    model: ModelInfo, view: Mapping[str, Announcement], workers: Mapping[str, Announcement], need: int, force: bool
-) -> Assignment:
-    owners = [i for i, n in workers.items() if _has(n, model) and n.memory_bytes > 0]
+def _split(model: ModelInfo, workers: Mapping[str, Announcement], need: int, force: bool) -> Assignment:
+    owners = [i for i, n in workers.items() if has_model(n, model) and n.memory_bytes > 0]
     if not owners:
-        nobody = {i: Why.CLIENT if n.role is Role.CLIENT else Why.NO_MODEL for i, n in view.items()}
-        return Assignment(model, (), need, 0, nobody)
+        return Assignment(model, (), need, 0, {i: _why_idle(n, model, need) for i, n in workers.items()})
     host = _elect(owners, workers, model, need, force)
     running = _running(workers[host], model)
-    reasons = _reasons(view, workers[host], running)
+    reasons = _reasons(model, workers, workers[host], running)
     candidates = {i: _rtt(workers[host], workers[i]) or 0.0 for i, why in reasons.items() if why is Why.NOT_NEEDED}
     missing = need - workers[host].memory_bytes
     have = workers[host].memory_bytes + sum(workers[i].memory_bytes for i in candidates)
@@ -141,19 +136,31 @@ def _elect(owners: Sequence[str], workers: Mapping[str, Announcement], model: Mo
         running = _running(workers[i], model)
         if running and all(s in workers for s in running.stages):
             memory = sum(workers[s].memory_bytes for s in (i, *running.stages))
-            reasons = _reasons(workers, workers[i], running)
+            reasons = _reasons(model, workers, workers[i], running)
             if memory >= need and all(reasons[s] is Why.NOT_NEEDED for s in running.stages):
                 return i
     return best
 
 
-def _reasons(view: Mapping[str, Announcement], host: Announcement, running: Serving | None) -> dict[str, Why]:
+def _reasons(
+    model: ModelInfo, workers: Mapping[str, Announcement], host: Announcement, running: Serving | None
+) -> dict[str, Why]:
     """For everybody but the host whether it could be a stage: NOT_NEEDED, or why not."""
     reasons: dict[str, Why] = {}
-    for node_id, node in view.items():
-        limit = _KEEP_RTT_MS if running and node_id in running.stages else MAX_RTT_MS
-        reasons[node_id] = Why.HOST if node_id == host.node_id else _why_not(node, host, limit)
+    for node_id, node in workers.items():
+        works = running is not None and node_id in running.stages
+        if node_id == host.node_id:
+            reasons[node_id] = Why.HOST
+        elif will_fetch(node, model) and not works:
+            reasons[node_id] = Why.FETCHING
+        else:
+            reasons[node_id] = _why_not(node, host, _KEEP_RTT_MS if works else MAX_RTT_MS)
     return reasons
+
+
+def within_reach(node: Announcement, others: Collection[Announcement]) -> bool:
+    """Whether it may compute together with one of them, or there are none yet."""
+    return not others or any(_why_not(node, other, MAX_RTT_MS) is Why.NOT_NEEDED for other in others)
 
 
 def _running(host: Announcement, model: ModelInfo) -> Serving | None:
@@ -168,8 +175,6 @@ def _rtt(a: Announcement, b: Announcement) -> float | None:
 
 def _why_not(node: Announcement, host: Announcement, limit_ms: float) -> Why:
     """NOT_NEEDED when it could be a stage. The distance counts before the memory."""
-    if node.role is Role.CLIENT:
-        return Why.CLIENT
     if node.engine != host.engine:
         return Why.OTHER_ENGINE
     rtt_ms = _rtt(host, node)

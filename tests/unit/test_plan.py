@@ -9,8 +9,10 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from meshllm.mesh import plan
 from meshllm.mesh.announcement import Announcement, ModelInfo, Role, Serving
-from meshllm.mesh.plan import MAX_RTT_MS, Why, assign, make_plan, needed_bytes
+from meshllm.mesh.devotion import make_plan
+from meshllm.mesh.plan import MAX_RTT_MS, Assignment, Why, needed_bytes
 
 GB = 10**9
 BIG = ModelInfo("big", "ab" * 32, 50 * GB, 64)
@@ -28,6 +30,11 @@ def node_id(i: int) -> str:
 
 def view(*nodes: Announcement) -> dict[str, Announcement]:
     return {n.node_id: n for n in nodes}
+
+
+def assign(model: ModelInfo, mesh: dict[str, Announcement]) -> Assignment:
+    """With every worker for this model."""
+    return plan.assign(model, mesh, {i for i, n in mesh.items() if n.role is Role.WORKER})
 
 
 def test_waits_until_the_memory_suffices() -> None:
@@ -134,12 +141,13 @@ def meshes(draw: st.DrawFn) -> dict[str, Announcement]:
 def test_plan_is_sound(mesh: dict[str, Announcement], rng: random.Random) -> None:
     shuffled = list(mesh.items())
     rng.shuffle(shuffled)
-    plan = make_plan(mesh)
-    assert plan == make_plan(dict(shuffled))  # the same on every node, in whatever order it learnt of the others
-    for assignment in plan:
+    assignments = make_plan(mesh)
+    # the same on every node, in whatever order it learnt of the others
+    assert assignments == make_plan(dict(shuffled))
+    for assignment in assignments:
         assert assignment.reasons.keys() == mesh.keys()
         need = needed_bytes(assignment.model)
-        forced = any(n.split and n.wants and n.role is Role.WORKER for n in mesh.values())
+        forced = any(n.split and n.role is Role.WORKER for n in mesh.values())
         for group in assignment.groups:
             memory = [mesh[i].memory_bytes for i in (*group.stages, group.host)]
             assert len(set(group.nodes)) == len(group.nodes) and sum(memory) >= need

@@ -1,0 +1,181 @@
+"""Which model each worker is for: one at a time, a pure function of the view, the same on every node.
+
+What a node does it goes on doing. A node whose user named models takes one of them; any other takes what nobody serves
+yet, of that what it has on disk, else what is served least. Two things move a node that nobody named a model for: a
+model that is not served and would be with it, and one that is asked for much more than another of which there are two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from meshllm.mesh.announcement import Announcement, ModelInfo, Role
+from meshllm.mesh.plan import Assignment, assign, has_model, needed_bytes, will_fetch, within_reach
+
+_BUSY_PER_MIN = 6.0  # requests to one server; below, more servers are of no use
+_MUCH_MORE = 4.0  # than the other model's servers would get: moving back would need sixteen times as much
+
+
+def dropped(view: Mapping[str, Announcement]) -> dict[str, int]:
+    """What everybody together knows of drops, by fingerprint."""
+    known: dict[str, int] = {}
+    for node in view.values():
+        for fingerprint, count in node.drops.items():
+            known[fingerprint] = max(count, known.get(fingerprint, 0))
+    return known
+
+
+def wanted_models(view: Mapping[str, Announcement]) -> list[ModelInfo]:
+    """What anybody asked for and nobody has dropped, each once, in the order of fingerprints."""
+    drops = dropped(view)
+    models = {model.fingerprint: model for _, node in sorted(view.items()) for model in node.wants}
+    return [models[key] for key in sorted(models) if drops.get(key, 0) % 2 == 0]
+
+
+def make_plan(view: Mapping[str, Announcement]) -> list[Assignment]:
+    """One assignment per wanted model."""
+    teams = _Teams(view)
+    teams.settle()
+    return [teams.assignment(fingerprint) for fingerprint in teams.models]
+
+
+def requests_per_min(view: Mapping[str, Announcement]) -> dict[str, float]:
+    """By fingerprint, at all endpoints together."""
+    rates: dict[str, float] = {}
+    for node in view.values():
+        for fingerprint, rate in node.requests_per_min.items():
+            rates[fingerprint] = rates.get(fingerprint, 0.0) + rate
+    return rates
+
+
+@dataclass
+class _Teams:
+    """The workers of each model, while they are being found."""
+
+    view: Mapping[str, Announcement]
+    models: dict[str, ModelInfo] = field(init=False)
+    members: dict[str, set[str]] = field(init=False)
+    _assignments: dict[str, Assignment] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.models = {m.fingerprint: m for m in wanted_models(self.view)}
+        self.members = {fingerprint: set() for fingerprint in self.models}
+
+    def settle(self) -> None:
+        if not self.models:
+            return
+        workers = {i: n for i, n in sorted(self.view.items()) if n.role is Role.WORKER}
+        current = self._current()
+        newcomers = []
+        for node_id, node in workers.items():
+            if (now := current.get(node_id)) in self._allowed(node):
+                self._put(node_id, str(now))
+            else:
+                newcomers.append(node_id)
+
+        def order(node_id: str) -> tuple[bool, int, int, str]:
+            node = workers[node_id]
+            return self._is_free(node), len(self._allowed(node)), -node.memory_bytes, node_id
+
+        newcomers.sort(key=order)
+        for node_id in newcomers:
+            self._put(node_id, self._choice(workers[node_id]))
+        for move in (self._rescue, self._relieve):
+            move()
+
+    def assignment(self, fingerprint: str) -> Assignment:
+        if fingerprint not in self._assignments:
+            self._assignments[fingerprint] = assign(self.models[fingerprint], self.view, self.members[fingerprint])
+        return self._assignments[fingerprint]
+
+    def _put(self, node_id: str, fingerprint: str) -> None:
+        for other, team in self.members.items():
+            if node_id in team:
+                team.discard(node_id)
+                self._assignments.pop(other, None)
+        self.members[fingerprint].add(node_id)
+        self._assignments.pop(fingerprint, None)
+
+    def _current(self) -> dict[str, str]:
+        """What each node serves, helps to serve, or gets."""
+        found: dict[str, str] = {}
+        for node_id, node in sorted(self.view.items()):
+            for serving in node.serving:
+                for member in (node_id, *serving.stages):
+                    found.setdefault(member, serving.fingerprint)
+        for node_id, node in self.view.items():
+            for fingerprint in sorted(node.fetching):
+                found.setdefault(node_id, fingerprint)
+        return found
+
+    def _is_free(self, node: Announcement) -> bool:
+        """Whether its user left the choice to the mesh."""
+        return not any(f in self.models for f in node.named)
+
+    def _allowed(self, node: Announcement) -> list[str]:
+        return list(self.models) if self._is_free(node) else [f for f in node.named if f in self.models]
+
+    def _choice(self, node: Announcement) -> str:
+        allowed = self._allowed(node)
+        if not self._is_free(node):  # in the order of naming, where nothing else speaks
+            return min(allowed, key=lambda f: (self._served(f), allowed.index(f)))
+        return min(allowed, key=lambda f: (*self._rank(node, f), f))
+
+    def _rank(self, node: Announcement, fingerprint: str) -> tuple[float, ...]:
+        """How little a free node is needed: what nobody serves, then what it could serve alone, and least served."""
+        model, assignment = self.models[fingerprint], self.assignment(fingerprint)
+        alone = node.memory_bytes >= needed_bytes(model)
+        lacks = not has_model(node, model)
+        if not self._served(fingerprint):
+            helps = alone or within_reach(node, [self.view[i] for i in self.members[fingerprint]])
+            return (0 if helps else 2, lacks, assignment.need_bytes - assignment.have_bytes)
+        servers = len(assignment.groups) / (1.0 + requests_per_min(self.view).get(fingerprint, 0.0))
+        return (1 if alone else 3, lacks, servers)
+
+    def _served(self, fingerprint: str) -> bool:
+        """Or about to be."""
+        need = needed_bytes(self.models[fingerprint])
+        team = [self.view[i] for i in self.members[fingerprint]]
+        coming = any(will_fetch(node, self.models[fingerprint]) and node.memory_bytes >= need for node in team)
+        return coming or bool(self.assignment(fingerprint).groups)
+
+    def _spare(self, fingerprint: str) -> list[str]:
+        """Free nodes that serve this model alone and are not the only ones."""
+        groups = self.assignment(fingerprint).groups
+        if len(groups) < 2:
+            return []
+        return [g.host for g in groups if not g.stages and self._is_free(self.view[g.host])]
+
+    def _rescue(self) -> None:
+        """A model that nobody serves gets a node of which another model has more than one."""
+        rates = requests_per_min(self.view)
+        for needy in [f for f in self.models if not self._served(f)]:
+            givers = sorted((f for f in self.models if f != needy), key=lambda f: (rates.get(f, 0.0), f))
+            for node_id, giver in [(i, f) for f in givers for i in self._spare(f)]:
+                self._put(node_id, needy)
+                if self.assignment(needy).groups:
+                    break
+                self._put(node_id, giver)
+
+    def _relieve(self) -> None:
+        """One node goes from the model whose servers have least to do to the one whose have most."""
+        rates = requests_per_min(self.view)
+
+        def load(fingerprint: str, servers: int) -> float:
+            return rates.get(fingerprint, 0.0) / servers
+
+        served = [f for f in self.models if self.assignment(f).groups]
+        if len(served) < 2:
+            return
+        busy = max(served, key=lambda f: (load(f, len(self.assignment(f).groups)), f))
+        pressure = load(busy, len(self.assignment(busy).groups))
+        givers = [f for f in served if f != busy and self._spare(f)]
+        for giver in sorted(givers, key=lambda f: (load(f, len(self.assignment(f).groups) - 1), f)):
+            if pressure < max(_BUSY_PER_MIN, _MUCH_MORE * load(giver, len(self.assignment(giver).groups) - 1)):
+                return
+            for node_id in self._spare(giver):
+                node, model = self.view[node_id], self.models[busy]
+                if has_model(node, model) and node.memory_bytes >= needed_bytes(model):
+                    self._put(node_id, busy)
+                    return
