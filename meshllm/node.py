@@ -15,21 +15,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meshllm import __version__
+from meshllm.api.routing import find_model
 from meshllm.errors import MeshError, MeshLlmError
-from meshllm.mesh.announcement import Announcement, Role, Serving
+from meshllm.mesh.announcement import MAX_MODELS, Announcement, ModelInfo, Role, Serving
 from meshllm.mesh.bridge import Doors, serve_stream
+from meshllm.mesh.devotion import dropped, make_plan
 from meshllm.mesh.hello import Credentials
 from meshllm.mesh.identity import Identity, random_hex
 from meshllm.mesh.network import Mesh, own_addresses
-from meshllm.mesh.plan import Assignment, Group, make_plan
-from meshllm.mesh.rates import RequestRates, differ
+from meshllm.mesh.plan import Assignment, Group, Why, has_model, within_reach
+from meshllm.mesh.rates import differ
 from meshllm.mesh.state import KnownMesh, MeshState
 from meshllm.mesh.token import MESH_ID_BYTES, SECRET_BYTES, Token, make_ticket
 from meshllm.mesh.token import encode as encode_token
 from meshllm.mesh.transport import Link, Stream, StreamKind
+from meshllm.router import Router, in_gb, waiting_line
+from meshllm.status import describe_model, describe_node
 
 if TYPE_CHECKING:
-    from meshllm.worker import Worker
+    from meshllm.supply import Supply
+    from meshllm.worker import StageDoor, Worker
 
 _SETTLE_S = 0.3  # changes that come together make one plan
 _JOIN_SETTLE_S = 1.0  # before a joiner's first plan: it hears of the others and their distance
@@ -67,11 +72,11 @@ class Node:
         self.folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-"))
         self._doors = Doors()
         self._mesh = Mesh(identity, self._credentials(), self._announcement(), self._stream, say)
-        self._plan: list[Assignment] = []
+        self.router = Router(self._mesh, self._doors, self.folder, worker, self.describe)
+        self._supply = worker.supply(self._mesh) if worker else None
         self._group: Group | None = None
         self._engine_task: asyncio.Task[None] | None = None
         self._said: dict[str, str] = {}
-        self._rates = RequestRates()
         self.started = asyncio.Event()
 
     # --- beginnings ---
@@ -101,7 +106,9 @@ class Node:
             memory_bytes=worker.memory_bytes(),
             engine=worker.engine_version,
             models=worker.models,
-            wants=worker.wants,
+            named=tuple(m.fingerprint for m in worker.named),
+            wants=tuple(worker.named),
+            fetches=worker.fetches,
             split=config.split,
             tensor_split=config.tensor_split,
             revoked=tuple(known.revoked) if known else (),
@@ -117,6 +124,9 @@ class Node:
                     group.create_task(self._worker.report(), name="device server log")
                 group.create_task(self._mesh.run(), name="mesh")
                 await self._enter()
+                if self._supply:
+                    group.create_task(self._supply.run(), name="supply")
+                    group.create_task(self._get_missing(self._supply), name="missing models")
                 group.create_task(self._remember(), name="remember")
                 group.create_task(self._watch_engine(), name="watch engine")
                 await self._follow_plan()
@@ -173,7 +183,7 @@ class Node:
                     self._state.save()
             await asyncio.sleep(_SAVE_S)
             self._announce_addresses()
-            rates = self._rates.per_minute(time.monotonic())
+            rates = self.router.rates.per_minute(time.monotonic())
             if differ(self._mesh.membership.me.requests_per_min, rates):
                 self._mesh.membership.announce(requests_per_min=rates)
 
@@ -183,12 +193,13 @@ class Node:
         try:
             while True:
                 self._mesh.changed.clear()
-                self._adopt_models()
+                self._adopt()
                 await self._open_doors()
-                self._plan = make_plan(self._mesh.membership.present())
-                for assignment in self._plan:
+                self.router.plan = make_plan(self._mesh.membership.present())
+                for assignment in self.router.plan:
                     self._say_plan(assignment)
-                groups = [g for a in self._plan if (g := a.group_of(self._id))]
+                self._aim()
+                groups = [g for a in self.router.plan if (g := a.group_of(self._id))]
                 await self._run_group(groups[0] if groups else None)
                 await self._wait_for_change()
         finally:
@@ -206,27 +217,68 @@ class Node:
             self._engine_task.result()
         await asyncio.sleep(_SETTLE_S)
 
-    def _adopt_models(self) -> None:
-        """A worker that was told no model serves, or helps to serve, what the mesh has been asked for."""
-        me = self._mesh.membership.me
-        if self._worker is None or me.wants or self._config.token is None:
+    def _adopt(self) -> None:
+        """What the mesh is asked for outlives who asked, while somebody has the file; drops outlive who dropped."""
+        me, present = self._mesh.membership.me, self._mesh.membership.present()
+        if (drops := dropped(present)) != me.drops:
+            self._mesh.membership.announce(drops=drops)
+        if self._worker:
+            on_disk = {m.fingerprint for n in present.values() for m in n.models}
+            own = {m.fingerprint: m for m in self._worker.named}
+            others = {m.fingerprint: m for n in present.values() for m in n.wants if m.fingerprint in on_disk}
+            wants = tuple((own | dict(sorted(others.items()))).values())[:MAX_MODELS]
+            named = tuple(own)
+            if (wants, named) != (me.wants, me.named):
+                self._mesh.membership.announce(wants=wants, named=named)
+            for model in own.values():
+                if drops.get(model.fingerprint, 0) % 2:
+                    line = f"{model.name} was dropped in this mesh: mesh-llm drop --undo {model.name} brings it back"
+                    self._say_once(model, line)
+
+    def _aim(self) -> None:
+        """The file that this node should have: of the model that it is for, if it can be more than a stranger to it."""
+        me, present = self._mesh.membership.me, self._mesh.membership.present()
+        for assignment in self.router.plan if self._supply else ():
+            if assignment.reasons.get(self._id) in (None, Why.OTHER_MODEL):
+                continue
+            owners = [n for i, n in present.items() if i != self._id and has_model(n, assignment.model)]
+            of_use = me.memory_bytes >= assignment.need_bytes or (owners and within_reach(me, owners))
+            if self._supply:
+                self._supply.aim(assignment.model if of_use else None)
             return
-        wanted = {m.fingerprint for n in self._mesh.membership.present().values() for m in n.wants}
-        mine = tuple(m for m in me.models if m.fingerprint in wanted)
-        if mine:
-            self._mesh.membership.announce(wants=mine[:1])
+        if self._supply:
+            self._supply.aim(None)
+
+    async def _get_missing(self, supply: Supply) -> None:
+        """What the user named and is not on disk. Raises ModelError."""
+        assert self._worker
+        for name, error in self._worker.missing.items():
+            self._worker.named.append(await supply.obtain(name, error))
+            self._mesh.changed.set()
 
     async def _run_group(self, group: Group | None) -> None:
         if group == self._group:
+            self.router.draining = False
+            return
+        if self._engine_task and self._works() and self.router.busy:
+            self.router.draining = True  # _watch_engine calls again when what is in work is done
+            self._announce_serving(False)
             return
         if self._engine_task:
             self._announce_serving(False)
             await self._stop_engine()
+        self.router.draining = False
         self._group = group
         self._announce_serving(False)
         if group and self._worker:
             doors = [self._stage_door(node_id) for node_id in group.stages]
             self._engine_task = asyncio.create_task(self._worker.serve(group, doors), name="engine")
+
+    def _works(self) -> bool:
+        """Whether the engine that runs can end what it has begun."""
+        present = self._mesh.membership.present()
+        ready = self._worker is not None and self._worker.ready
+        return ready and self._group is not None and all(i in present for i in self._group.nodes)
 
     async def _stop_engine(self) -> None:
         if self._engine_task:
@@ -246,16 +298,18 @@ class Node:
         while True:
             await asyncio.sleep(_POLL_S)
             if self._worker and self._group:
-                self._announce_serving(self._worker.ready)
+                self._announce_serving(self._worker.ready and not self.router.draining)
+                if self.router.draining and not (self.router.busy and self._works()):
+                    self._mesh.changed.set()
 
     def _say_plan(self, assignment: Assignment) -> None:
         """One line for each new state of affairs."""
         model = assignment.model
         mine = assignment.group_of(self._id)
         if not assignment.groups:
-            line = self._waiting_line(assignment)
+            line = waiting_line(assignment)
         elif mine:
-            line = f"Elected as host ({_gb(mine.memory_bytes)} available for a {_gb(model.size_bytes)} model)"
+            line = f"Elected as host ({in_gb(mine.memory_bytes)} available for a {in_gb(model.size_bytes)} model)"
             if mine.stages:
                 parts = [self._mesh.name_of(i) for i in mine.stages] + ["here"]
                 shares = zip(parts, mine.shares, strict=True)
@@ -264,6 +318,9 @@ class Node:
             group = next((g for g in assignment.groups if self._id in g.stages), assignment.groups[0])
             role = "a stage of" if self._id in group.stages else "an API client of"
             line = f"{model.name} is served by {self._mesh.name_of(group.host)}; this node is {role} it"
+        self._say_once(model, line)
+
+    def _say_once(self, model: ModelInfo, line: str) -> None:
         if self._said.get(model.fingerprint) != line:
             self._said[model.fingerprint] = line
             self._say(line)
@@ -276,10 +333,12 @@ class Node:
             self._doors.spawn(serve_stream(stream, self.folder / "device.sock"), f"rpc of {link.peer_address}")
         elif kind is StreamKind.HTTP and self._worker:
             self._doors.spawn(serve_stream(stream, self.folder / "api.sock"), f"http of {link.peer_address}")
+        elif kind is StreamKind.TRANSFER and self._worker:
+            self._doors.spawn(self._worker.sharing.serve(stream), f"transfer to {link.peer_address}")
         else:
             stream.abort()
 
-    def _stage_door(self, node_id: str) -> Any:
+    def _stage_door(self, node_id: str) -> StageDoor:
         from meshllm.worker import StageDoor
 
         name = f"peer-{node_id[:16]}.sock"
@@ -296,69 +355,12 @@ class Node:
             if path not in wanted:
                 await self._doors.close(path)
 
-    # --- api.Target ---
-
-    @property
-    def reason(self) -> str:
-        if self._waits_for_memory:
-            return next(self._waiting_line(a) for a in self._plan)
-        return "the model is loading" if self._plan else "no model is served in this mesh"
-
-    def _waiting_line(self, assignment: Assignment) -> str:
-        need, have = assignment.need_bytes, assignment.have_bytes
-        return f"Waiting for more peers: need {_gb(need)}, have {_gb(have)}"
-
-    async def socket_for(self, timeout_s: float) -> Path | None:
-        deadline = time.monotonic() + timeout_s
-        while True:
-            if path := await self.own_engine_socket():
-                return path
-            if host := self._nearest_host():
-                path = self.folder / f"http-{host[:16]}.sock"
-                await self._doors.open(path, lambda: self._mesh.open(host, StreamKind.HTTP))
-                return path
-            if self._waits_for_memory or time.monotonic() >= deadline:
-                return None
-            await asyncio.sleep(_POLL_S)
-
-    async def own_engine_socket(self) -> Path | None:
-        worker = self._worker
-        return await worker.engine.socket_for(0) if worker and worker.engine and worker.ready else None
-
-    def note_request(self) -> None:
-        """Counted for the model that the node to be asked serves."""
-        host = self._id if self._worker and self._worker.ready else self._nearest_host()
-        node = self._mesh.membership.present().get(host or "")
-        for serving in node.serving[:1] if node else ():
-            self._rates.count(serving.fingerprint, time.monotonic())
-
-    def failure_passes(self) -> bool:
-        engine = self._worker.engine if self._worker else None
-        return engine is None or engine.stage_lost
-
-    async def wait_served(self) -> None:
-        """Until a request would be answered."""
-        while await self.socket_for(0) is None:  # noqa: ASYNC110 - many things may bring it about
-            await asyncio.sleep(_POLL_S)
-
-    @property
-    def _waits_for_memory(self) -> bool:
-        return bool(self._plan) and not any(a.groups for a in self._plan)
-
-    def _nearest_host(self) -> str | None:
-        view = self._mesh.membership.present()
-        hosts = [i for i, n in view.items() if i != self._id and any(s.ready for s in n.serving)]
-
-        def distance(node_id: str) -> tuple[float, str]:
-            link = self._mesh.link(node_id)
-            return (link.rtt_s if link and link.rtt_s is not None else 1.0), node_id
-
-        return min(hosts, key=distance, default=None)
+    # --- what it tells ---
 
     def describe(self) -> dict[str, Any]:
         members = self._mesh.membership.members()
-        nodes = [self._describe_node(self._mesh.membership.me, "alive")]
-        nodes += [self._describe_node(m.announcement, str(m.state)) for _, m in sorted(members.items())]
+        nodes = [describe_node(self._mesh.membership.me, "alive", None)]
+        nodes += [describe_node(m.announcement, str(m.state), self._mesh.link(i)) for i, m in sorted(members.items())]
         engine = self._worker.engine if self._worker else None
         return {
             "version": __version__,
@@ -366,45 +368,24 @@ class Node:
             "mesh_id": self._mesh.credentials.mesh,
             "port": self._mesh.port,
             "nodes": nodes,
-            "models": [self._describe_model(a) for a in self._plan],
+            "models": [describe_model(a) for a in self.router.plan],
+            "served": [m.name for m in self.router.served()],
+            "dropped": sorted(f for f, count in self._mesh.membership.me.drops.items() if count % 2),
             "engine": engine.describe() if engine else None,
             "device_server": self._worker.server_counters() if self._worker else {},
-            "reason": self.reason,
+            "reason": self.router.reason,
         }
 
-    def _describe_node(self, node: Announcement, state: str) -> dict[str, Any]:
-        link = self._mesh.link(node.node_id)
-        return {
-            "id": node.node_id,
-            "name": node.name,
-            "role": str(node.role),
-            "state": state,
-            "device": node.device,
-            "memory_bytes": node.memory_bytes,
-            "engine": node.engine,
-            "requests_per_min": node.requests_per_min,
-            "models": [m.name for m in node.models],
-            "rtt_ms": round(link.rtt_s * 1000, 1) if link and link.rtt_s is not None else None,
-            "address": link.peer_address if link else None,
-            "bytes_sent": link.bytes_sent if link else 0,
-            "bytes_received": link.bytes_received if link else 0,
-            "serving": [
-                {"fingerprint": s.fingerprint, "stages": list(s.stages), "ready": s.ready} for s in node.serving
-            ],
-        }
-
-    def _describe_model(self, assignment: Assignment) -> dict[str, Any]:
-        return {
-            "name": assignment.model.name,
-            "size_bytes": assignment.model.size_bytes,
-            "need_bytes": assignment.need_bytes,
-            "have_bytes": assignment.have_bytes,
-            "groups": [
-                {"host": g.host, "stages": list(g.stages), "shares": [round(s, 3) for s in g.shares]}
-                for g in assignment.groups
-            ],
-            "reasons": {i: str(why) for i, why in assignment.reasons.items()},
-        }
+    def drop(self, name: str, undo: bool) -> str:
+        """Stops a model in the whole mesh, or lets it be served again. Returns its name. Raises UnknownModelError."""
+        nodes = self._mesh.membership.present().values()
+        models = sorted({(m.name, m.fingerprint) for n in nodes for m in n.wants})
+        fingerprint = find_model(name, models, [])
+        drops = dropped(self._mesh.membership.present())
+        if drops.get(fingerprint, 0) % 2 == undo:
+            self._mesh.membership.announce(drops=drops | {fingerprint: drops.get(fingerprint, 0) + 1})
+            self._mesh.changed.set()
+        return next(n for n, f in models if f == fingerprint)
 
     # --- tokens ---
 
@@ -423,38 +404,8 @@ class Node:
             self._mesh.membership.announce(revoked=(*revoked, token.ticket.serial))
 
 
-class HostTarget:
-    """What other nodes' requests may reach: the engine of this one, and nothing further.
-
-    Without one that is ready it answers at once, so that they look for another host.
-    """
-
-    def __init__(self, node: Node) -> None:
-        self._node = node
-
-    @property
-    def reason(self) -> str:
-        return self._node.reason
-
-    async def socket_for(self, timeout_s: float) -> Path | None:
-        return await self._node.own_engine_socket()
-
-    def note_request(self) -> None:
-        """The node that was asked first has counted it."""
-
-    def failure_passes(self) -> bool:
-        return self._node.failure_passes()
-
-    def describe(self) -> dict[str, Any]:
-        return self._node.describe()
-
-
 def default_name() -> str:
     return socket.gethostname().partition(".")[0][:40] or "node"
-
-
-def _gb(n_bytes: int) -> str:
-    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
 
 
 def _first(errors: BaseExceptionGroup[MeshLlmError]) -> MeshLlmError:

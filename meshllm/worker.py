@@ -6,20 +6,32 @@ Only nodes that compute import this module; a lite client needs no compiled code
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from meshllm import rpc
-from meshllm.engine import Engine, EnginePlan, EngineState, StageServer, find_binaries, plan_engine
+from meshllm.engine import (
+    Engine,
+    EnginePlan,
+    EngineState,
+    Speculation,
+    StageServer,
+    find_binaries,
+    plan_engine,
+)
 from meshllm.errors import EngineError, MeshLlmError
 from meshllm.mesh.announcement import ModelInfo
+from meshllm.mesh.network import Mesh
 from meshllm.mesh.plan import Group
-from meshllm.models import Model, offered_models, resolve
+from meshllm.models.download import can_be_had
+from meshllm.models.store import Model, NotOnDiskError, Store, draft_on_disk, resolve
+from meshllm.share import Sharing
+from meshllm.supply import Supply, model_info, model_infos
 
 RESERVE = 0.1  # of a device's memory, for the KV cache and compute buffers
+NGRAM = "ngram"
 _PROBE_TIMEOUT_S = 15.0
 _LOG_INTERVAL_S = 0.5
 _RETRY_S = 3.0
@@ -28,7 +40,10 @@ _RETRY_S = 3.0
 @dataclass(frozen=True)
 class WorkerConfig:
     models: tuple[str, ...]
-    default_model: bool  # take one when none is named
+    begins: bool  # a mesh of its own, with a default model when none is named
+    fetch: bool  # models that are not on disk
+    draft: str | None  # a model's name or path, NGRAM, or None for what the catalog pairs
+    draft_max: int  # tokens; 0 for no speculation
     device: str | None
     threads: int  # of a CPU; 0 for ggml's default
     max_vram_bytes: int
@@ -48,7 +63,7 @@ class StageDoor:
 class Worker:
     """`say` gets one line per event, `progress` the present step of loading.
 
-    Raises MeshLlmError when a model that was named is broken or missing.
+    Raises MeshLlmError when a model that was named is broken, or missing and cannot be had.
     """
 
     def __init__(
@@ -57,20 +72,41 @@ class Worker:
         self._config = config
         self._say, self._progress, self._log = say, progress, log
         self._binaries = find_binaries(config.bin_dir)
-        named = [resolve(name) for name in config.models]
-        if not named and config.default_model:
-            named = [resolve(None)]
-        self.wants = tuple(model_info(model) for model in named)
-        models = {model_info(model).fingerprint: model for model in [*offered_models(say), *named]}
-        self._models: dict[str, Model] = models
+        self._store = Store(say)
+        self.named: list[ModelInfo] = []
+        self.missing: dict[str, NotOnDiskError] = {}  # what was named and is not on disk
+        for name in config.models:
+            try:
+                self._add(resolve(name))
+            except NotOnDiskError as error:
+                if not config.fetch or (config.begins and not can_be_had(name)):
+                    raise
+                self.missing[name] = error
+        if not config.models and config.begins:
+            self._add(resolve(None))
+        self._draft = resolve(config.draft) if config.draft and config.draft != NGRAM else None
+        self._store.scan()
+        self.sharing = Sharing(lambda: self._store.models)
         self._server: rpc.DeviceServer | None = None
         self.engine: Engine | None = None
+
+    def _add(self, model: Model) -> None:
+        self._store.add(model)
+        info = model_info(model)
+        self.named = [*(m for m in self.named if m != info), info]
+
+    def supply(self, mesh: Mesh) -> Supply:
+        return Supply(mesh, self._store, self._binaries.leash, self._offer, self._say, self._progress)
 
     # --- what the node announces ---
 
     @property
     def models(self) -> tuple[ModelInfo, ...]:
-        return tuple(model_info(model) for model in self._models.values())
+        return model_infos(self._store)
+
+    @property
+    def fetches(self) -> bool:
+        return self._config.fetch
 
     @property
     def engine_version(self) -> str:
@@ -80,10 +116,11 @@ class Worker:
         return ", ".join(d.description for d in self._devices())[:80]
 
     def memory_bytes(self) -> int:
-        """That models may take: ggml's own figure, under the cap, less the reserve."""
+        """That models may take: ggml's own figure, under the cap, less the reserve and the draft model."""
         cap = self._config.max_vram_bytes
         free = [min(d.memory_free, d.memory_total) for d in self._devices()]
-        return int(sum(min(m, cap) if cap else m for m in free) * (1 - RESERVE))
+        lent = int(sum(min(m, cap) if cap else m for m in free) * (1 - RESERVE))
+        return max(0, lent - (self._draft.size_bytes if self._draft else 0))
 
     def _devices(self) -> list[rpc.DeviceInfo]:
         """All GPUs, or the CPU; or the one that the user named."""
@@ -102,10 +139,21 @@ class Worker:
         self._server = rpc.DeviceServer(
             f"unix:{socket}",
             [self._config.device] if self._config.device else [],
-            [(model.fingerprint(), model.files) for model in self._models.values()],
+            self._model_files(),
             threads=self._config.threads,
             memory_limit_bytes=self._config.max_vram_bytes,
         )
+
+    def _model_files(self) -> list[tuple[bytes, tuple[str, ...]]]:
+        return [(bytes.fromhex(fingerprint), model.files) for fingerprint, model in self._store.models.items()]
+
+    def _offer(self) -> None:
+        """What is on disk now."""
+        if self._server:
+            try:
+                self._server.set_models(self._model_files())
+            except MeshLlmError as error:  # a file went away just now: the next scan knows
+                self._say(str(error))
 
     async def report(self) -> None:
         """What the device server has to say, until cancelled."""
@@ -139,7 +187,9 @@ class Worker:
             await asyncio.sleep(_RETRY_S)
 
     async def _plan(self, group: Group, doors: Sequence[StageDoor]) -> EnginePlan:
-        model = self._models[group.model.fingerprint]
+        model = self._store.models.get(group.model.fingerprint)
+        if model is None:
+            raise EngineError(f"{group.model.name} is no longer on this machine's disk")
         servers: list[StageServer] = []
         for door in doors:
             address = f"unix:{door.socket}"
@@ -150,19 +200,20 @@ class Worker:
             memory = [max(device.memory_free, 1) for device in server.info.devices]
             shares += [share * m / sum(memory) for m in memory]
         split = [*shares, group.shares[-1]] if servers else None
-        plan = plan_engine(model, self._binaries, servers, split, self._config.device, self._config.engine_args)
-        for stage in plan.stages:
-            if not stage.has_model:
-                self._say(f"{stage.name} does not have {model.name}: its weights travel over the network")
-        return plan
+        config = self._config
+        speculation = speculation_for(model, self._draft, config.draft, config.draft_max)
+        return plan_engine(model, self._binaries, servers, split, config.device, config.engine_args, speculation)
 
     @property
     def ready(self) -> bool:
         return self.engine is not None and self.engine.state is EngineState.READY
 
 
-def model_info(model: Model) -> ModelInfo:
-    with contextlib.suppress(UnicodeEncodeError):
-        model.name.encode()
-        return ModelInfo(model.name[:80], model.fingerprint().hex(), model.size_bytes, model.n_layers)
-    return ModelInfo(ascii(model.name)[:80], model.fingerprint().hex(), model.size_bytes, model.n_layers)
+def speculation_for(model: Model, draft: Model | None, named: str | None, n_max: int) -> Speculation | None:
+    """What the user chose, or the draft that the catalog pairs with the model if it is on disk."""
+    if n_max == 0:
+        return None
+    if named == NGRAM:
+        return Speculation(None, n_max)
+    draft = draft or draft_on_disk(model)
+    return Speculation(draft, n_max) if draft and draft.files != model.files else None

@@ -5,49 +5,33 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any, Protocol
 
 import aiohttp
 import orjson
 from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 
+from meshllm.api.access import KEY_HEADERS, Access, add_cors, middleware
+from meshllm.api.errors import error_response
+from meshllm.api.routing import Ask, UnknownModelError, read_ask
+from meshllm.api.target import Place, Served, Target
+
 HOLD_S = 60.0  # how long a request waits for an engine that is loading
 MAX_BODY_BYTES = 64 << 20  # images come inside
 _RETRY_S = 0.1
-_ASK_AGAIN = "Mesh-LLM-Ask-Again"  # from node to node: this host has no engine at present
+_READ_IN_THREAD = 1 << 20  # bytes of JSON that would hold up the event loop
+# From node to node, and never further:
+MODEL_HEADER = "Mesh-LLM-Model"  # the fingerprint that the asking node thinks the host serves
+_ASK_AGAIN = "Mesh-LLM-Ask-Again"  # this host has no engine for it at present
+_BUSY = "Mesh-LLM-Busy"  # requests in work at the host
+_OURS = "mesh-llm-"
 _MAX_ATTEMPTS = 3  # a request that kills engines may not kill them for ever
 _MAX_CONNECTIONS = 512
 # RFC 9110 section 7.6.1: these belong to one connection, not to the message
 _HOP_BY_HOP = {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer"}
 _HOP_BY_HOP |= {"transfer-encoding", "upgrade", "proxy-connection"}
-
-
-class Target(Protocol):
-    """Who serves requests now."""
-
-    @property
-    def reason(self) -> str:
-        """Why nobody does."""
-        ...
-
-    async def socket_for(self, timeout_s: float) -> Path | None:
-        """The Unix socket that a request should go to; waits for one. None when there will be none in time."""
-        ...
-
-    def note_request(self) -> None:
-        """A request came that wants a model's answer."""
-        ...
-
-    def failure_passes(self) -> bool:
-        """Whether an engine that answers 500 has lost a machine which others will replace."""
-        ...
-
-    def describe(self) -> dict[str, Any]:
-        """What GET /mesh/status answers."""
-        ...
 
 
 class _AskAgain(aiohttp.ClientError):
@@ -72,61 +56,154 @@ class _Upstreams:
             await session.close()
 
 
-def make_app(target: Target) -> web.Application:
-    app = web.Application(client_max_size=MAX_BODY_BYTES)
-    upstreams_key = web.AppKey("upstreams", _Upstreams)
+_UPSTREAMS = web.AppKey("upstreams", _Upstreams)
 
-    async def with_upstreams(app: web.Application) -> AsyncIterator[None]:
-        app[upstreams_key] = _Upstreams()
-        yield
-        await app[upstreams_key].close()
+
+def make_app(target: Target, access: Access) -> web.Application:
+    """The endpoint of people and programs."""
 
     async def forward(request: web.Request) -> web.StreamResponse:
-        try:
-            body = await request.read()  # whole, so that it can be sent again when the engine dies
-        except web.HTTPRequestEntityTooLarge:
-            return error_response(413, "invalid_request_error", f"the body is over {MAX_BODY_BYTES >> 20} MiB")
-        hold_s = 0.0 if request.path == "/health" else HOLD_S
+        body = await read_body(request)
+        if isinstance(body, web.Response):
+            return body
+        ask = await _read_ask(request, body)
         if request.method == "POST":
-            target.note_request()
-        deadline, attempts = time.monotonic() + hold_s, 0
-        while socket := await target.socket_for(deadline - time.monotonic()):
+            target.note_request(ask)
+        headers = end_to_end(request.headers)
+        for name in [
+            n for n in headers if n.lower().startswith(_OURS) or (access.api_key and n.lower() in KEY_HEADERS)
+        ]:
+            headers.popall(name, None)
+        hold_s = 0.0 if request.path == "/health" else HOLD_S
+        return await _pass_on_somewhere(request, body, ask, headers, target, hold_s, _outer_headers)
+
+    async def models(_request: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": [describe_model(m) for m in target.served()]})
+
+    async def model(request: web.Request) -> web.StreamResponse:
+        found = next((m for m in target.served() if m.name == request.match_info["name"]), None)
+        if found is None:
+            return error_response(
+                404, "not_found_error", f"the model '{request.match_info['name']}' is not served here"
+            )
+        return web.json_response(describe_model(found))
+
+    async def status(_request: web.Request) -> web.Response:
+        return web.json_response(body=orjson.dumps(target.describe()))
+
+    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[middleware(access)])
+    app.on_response_prepare.append(add_cors)
+    app.cleanup_ctx.append(_with_upstreams)
+    app.router.add_get("/mesh/status", status)
+    app.router.add_get("/v1/models", models)
+    app.router.add_get("/models", models)
+    app.router.add_get("/v1/models/{name:.+}", model)
+    app.router.add_route("*", "/{path:.*}", forward)
+    return app
+
+
+def make_inner_app(target: Target) -> web.Application:
+    """The endpoint of other nodes: for the engine of this one, and nothing further."""
+
+    async def forward(request: web.Request) -> web.StreamResponse:
+        body = await read_body(request)
+        if isinstance(body, web.Response):
+            return body
+        ask = Ask(request.headers.get(MODEL_HEADER, ""))
+        headers = end_to_end(request.headers)
+        headers.popall(MODEL_HEADER, None)
+
+        def answer_headers(upstream: CIMultiDict[str]) -> CIMultiDict[str]:
+            upstream[_BUSY] = str(target.busy)
+            return upstream
+
+        return await _pass_on_somewhere(request, body, ask, headers, target, 0.0, answer_headers)
+
+    app = web.Application(client_max_size=MAX_BODY_BYTES)
+    app.cleanup_ctx.append(_with_upstreams)
+    app.router.add_route("*", "/{path:.*}", forward)
+    return app
+
+
+async def _with_upstreams(app: web.Application) -> AsyncIterator[None]:
+    app[_UPSTREAMS] = _Upstreams()
+    yield
+    await app[_UPSTREAMS].close()
+
+
+async def read_body(request: web.Request) -> bytes | web.Response:
+    """Whole, so that it can be sent again when the engine dies; or the error."""
+    try:
+        return await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        return error_response(413, "invalid_request_error", f"the body is over {MAX_BODY_BYTES >> 20} MiB")
+
+
+async def _read_ask(request: web.Request, body: bytes) -> Ask:
+    model = request.query.get("model", "")
+    if len(body) > _READ_IN_THREAD:
+        return await asyncio.to_thread(read_ask, body, model)
+    return read_ask(body, model)
+
+
+_HeaderChange = Callable[[CIMultiDict[str]], CIMultiDict[str]]
+
+
+async def _pass_on_somewhere(
+    request: web.Request,
+    body: bytes,
+    ask: Ask,
+    headers: CIMultiDict[str],
+    target: Target,
+    hold_s: float,
+    answer_headers: _HeaderChange,
+) -> web.StreamResponse:
+    deadline, attempts = time.monotonic() + hold_s, 0
+    try:
+        while place := await target.place_for(ask, deadline - time.monotonic()):
             try:
-                return await pass_on(request, body, app[upstreams_key].session(socket), target)
+                with place:
+                    return await pass_on(request, body, headers, place, target, answer_headers)
             except aiohttp.ClientError as error:
                 # Nothing was answered. Who cannot be connected to has not died of the request.
                 attempts += not isinstance(error, aiohttp.ClientConnectorError | _AskAgain)
                 if attempts >= _MAX_ATTEMPTS or time.monotonic() >= deadline:
                     break
                 await asyncio.sleep(_RETRY_S)
-        return unavailable(target)
-
-    async def status(_request: web.Request) -> web.Response:
-        return web.json_response(body=orjson.dumps(target.describe()))
-
-    app.cleanup_ctx.append(with_upstreams)
-    app.router.add_get("/mesh/status", status)
-    app.router.add_route("*", "/{path:.*}", forward)
-    return app
+    except UnknownModelError as error:
+        return error_response(404, "not_found_error", str(error))
+    return unavailable(target)
 
 
 async def pass_on(
-    request: web.Request, body: bytes, session: aiohttp.ClientSession, target: Target
+    request: web.Request,
+    body: bytes,
+    headers: CIMultiDict[str],
+    place: Place,
+    target: Target,
+    answer_headers: _HeaderChange,
 ) -> web.StreamResponse:
     """One request and its answer. When the client goes, aiohttp cancels us and with us the engine's work.
 
     Raises aiohttp.ClientError as long as nothing of the answer has been sent.
     """
-    async with session.request(
-        request.method,
-        f"http://engine{request.raw_path}",
-        headers=end_to_end(request.headers),
-        data=body or None,
-        allow_redirects=False,
-    ) as upstream:
+    headers = CIMultiDict([*headers.items(), *place.headers.items()])
+    async with (
+        request.app[_UPSTREAMS]
+        .session(place.socket)
+        .request(
+            request.method,
+            f"http://engine{request.raw_path}",
+            headers=headers,
+            data=body or None,
+            allow_redirects=False,
+        ) as upstream
+    ):
+        if (busy := upstream.headers.get(_BUSY, "")).isdigit():
+            place.report(int(busy))
         if _ASK_AGAIN in upstream.headers or (upstream.status == 500 and target.failure_passes()):
             raise _AskAgain
-        response = web.StreamResponse(status=upstream.status, headers=end_to_end(upstream.headers))
+        response = web.StreamResponse(status=upstream.status, headers=answer_headers(end_to_end(upstream.headers)))
         if "Content-Length" not in upstream.headers and request.method != "HEAD":
             response.enable_chunked_encoding()
         await response.prepare(request)
@@ -149,13 +226,19 @@ def end_to_end(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
     return CIMultiDict((k, v) for k, v in headers.items() if k.lower() not in _HOP_BY_HOP | named)
 
 
+def _outer_headers(headers: CIMultiDict[str]) -> CIMultiDict[str]:
+    """Without what is the mesh's own affair; which pages may read the answer is ours to say."""
+    theirs = (_OURS, "access-control-")
+    return CIMultiDict((k, v) for k, v in headers.items() if not k.lower().startswith(theirs))
+
+
+def describe_model(model: Served) -> dict[str, object]:
+    meta = {"fingerprint": model.fingerprint, "size": model.size_bytes, "n_layers": model.n_layers}
+    return {"id": model.name, "object": "model", "created": 0, "owned_by": "mesh-llm", "meta": meta}
+
+
 def unavailable(target: Target) -> web.Response:
     response = error_response(503, "unavailable_error", target.reason or "the engine is being restarted")
     response.headers["Retry-After"] = "2"
-    response.headers[_ASK_AGAIN] = "1"
+    response.headers[_ASK_AGAIN] = "1"  # for another node; nobody else minds
     return response
-
-
-def error_response(status: int, kind: str, message: str) -> web.Response:
-    """In the format of OpenAI's errors."""
-    return web.json_response({"error": {"message": message, "type": kind, "code": status}}, status=status)

@@ -23,7 +23,7 @@ port_option = click.option("--port", default=9337, show_default=True, help="API 
 @click.option("--json", "as_json", is_flag=True, help="All of it, for programs.")
 def status(port: int, as_json: bool) -> None:
     """Nodes, roles, distances, memory, split, and the state of the engine."""
-    answer = asyncio.run(_ask(port, "GET", "/status"))
+    answer = asyncio.run(ask_node(port, "GET", "/status"))
     if as_json:
         sys.stdout.buffer.write(orjson.dumps(answer, option=orjson.OPT_INDENT_2) + b"\n")
     else:
@@ -37,10 +37,10 @@ def status(port: int, as_json: bool) -> None:
 def token(port: int, expires: str | None, revoke: str | None) -> None:
     """Print an invite token for the mesh."""
     if revoke:
-        asyncio.run(_ask(port, "POST", "/revoke", {"token": revoke}))
+        asyncio.run(ask_node(port, "POST", "/revoke", {"token": revoke}))
         click.echo("revoked: whoever has joined with it stays, nobody else can use it")
     else:
-        click.echo(asyncio.run(_ask(port, "POST", "/token", {"expires_s": parse_time(expires)}))["token"])
+        click.echo(asyncio.run(ask_node(port, "POST", "/token", {"expires_s": parse_time(expires)}))["token"])
 
 
 def parse_time(text: str | None) -> float:
@@ -53,7 +53,7 @@ def parse_time(text: str | None) -> float:
     return float(int(match[1]) * _UNITS_S[match[2]])
 
 
-async def _ask(port: int, method: str, path: str, body: object | None = None) -> Any:
+async def ask_node(port: int, method: str, path: str, body: object | None = None) -> Any:
     from meshllm.cli.run_node import control_socket
 
     socket = control_socket(port)
@@ -87,7 +87,16 @@ def describe(answer: dict[str, Any]) -> list[str]:
     if engine:
         lines += ["", f"engine here: {engine['state']}{': ' + engine['reason'] if engine['reason'] else ''}"]
         lines += [_describe_stage(stage) for stage in engine["stages"]]
+        if engine["speculation"]:
+            lines.append(_describe_speculation(engine["speculation"]))
     return lines
+
+
+def _describe_speculation(speculation: dict[str, Any]) -> str:
+    line = f"  draft {speculation['draft']}, {speculation['n_max']} tokens at a time"
+    if drafted := speculation["drafted"]:
+        line += f": {speculation['accepted'] / drafted:.0%} accepted, {speculation['tokens_per_step']} tokens a step"
+    return line
 
 
 def _describe_stage(stage: dict[str, Any]) -> str:

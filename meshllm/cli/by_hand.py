@@ -8,21 +8,48 @@ import socket
 from typing import Any
 
 from meshllm import rpc
-from meshllm.api import make_app
-from meshllm.cli.endpoint import bind, serving, until_signal, url_of
+from meshllm.api import Access, Ask, Place, Served, make_app
+from meshllm.api.routing import find_model
+from meshllm.cli.endpoint import access_of, bind, serving, until_signal, url_of
 from meshllm.cli.output import Output, open_engine_log
 from meshllm.cli.serve import ServeConfig
 from meshllm.engine import Engine, StageServer, find_binaries, plan_engine
-from meshllm.models import resolve
+from meshllm.models.store import resolve
+from meshllm.worker import NGRAM, speculation_for
 
 _STAGE_TIMEOUT_S = 10.0
 
 
-class _ByHand(Engine):
+class _ByHand:
     """The engine as the API's target."""
 
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        model = engine.plan.model
+        self._model = Served(model.name, model.fingerprint().hex(), model.size_bytes, model.n_layers)
+        self.busy = 0
+
+    @property
+    def reason(self) -> str:
+        return self._engine.reason
+
+    def served(self) -> list[Served]:
+        return [self._model]
+
+    async def place_for(self, ask: Ask, timeout_s: float) -> Place | None:
+        if ask.model:
+            find_model(ask.model, [(self._model.name, self._model.fingerprint)], [])
+        return Place(self._engine.socket) if await self._engine.wait_ready(timeout_s) else None
+
+    def note_request(self, ask: Ask) -> None:
+        """Nobody else wants to know."""
+
+    def failure_passes(self) -> bool:
+        """Only its user can bring a stage back that was named by hand."""
+        return False
+
     def describe(self) -> dict[str, Any]:
-        return {"engine": super().describe()}
+        return {"engine": self._engine.describe()}
 
 
 async def serve_by_hand(config: ServeConfig) -> None:
@@ -31,25 +58,26 @@ async def serve_by_hand(config: ServeConfig) -> None:
         listener = stack.enter_context(contextlib.closing(bind(config.host, config.port)))
         log_file = stack.enter_context(open_engine_log(output, config.engine_log))
         model = resolve(config.model[0] if config.model else None)
+        draft = resolve(config.draft) if config.draft and config.draft != NGRAM else None
+        n_max = 0 if config.no_draft else config.draft_max
         servers = []
         for address in config.stages:
             info = await asyncio.to_thread(rpc.probe, address, _STAGE_TIMEOUT_S)
             servers.append(StageServer(address, address, address, info))
         binaries = find_binaries(config.bin_dir)
-        plan = plan_engine(model, binaries, servers, config.tensor_split, config.device, config.engine_args)
-        for stage in plan.stages:
-            if not stage.has_model:
-                output.say(f"{stage.name} does not have {model.name}: its weights travel over the network")
-        engine = _ByHand(plan, output.say, output.progress, log_file)
-        await until_signal(_run(engine, listener, output))
+        speculation = speculation_for(model, draft, config.draft, n_max)
+        split = config.tensor_split
+        plan = plan_engine(model, binaries, servers, split, config.device, config.engine_args, speculation)
+        engine = Engine(plan, output.say, output.progress, log_file)
+        await until_signal(_run(engine, listener, access_of(config), output))
 
 
-async def _run(engine: Engine, listener: socket.socket, output: Output) -> None:
+async def _run(engine: Engine, listener: socket.socket, access: Access, output: Output) -> None:
     async def announce() -> None:
         await engine.first_ready.wait()
         output.say(f"the API is at {url_of(listener)}")
 
-    async with serving(make_app(engine), listener):
+    async with serving(make_app(_ByHand(engine), access), listener):
         announced = asyncio.create_task(announce(), name="announce")
         try:
             await engine.run()

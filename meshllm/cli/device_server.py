@@ -9,7 +9,7 @@ import click
 
 from meshllm import rpc
 from meshllm.cli.output import Output
-from meshllm.models import offered_models, resolve
+from meshllm.models.store import Store, resolve
 
 _LOG_INTERVAL_S = 0.5
 
@@ -41,7 +41,10 @@ def device_server(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     output = Output()
-    offered = [resolve(name) for name in models] if models else offered_models(output.say)
+    store = Store(output.say)
+    if not models:
+        store.scan()
+    offered = [resolve(name) for name in models] or list(store.models.values())
     server = rpc.DeviceServer(
         listen,
         devices,

@@ -15,6 +15,8 @@ from typing import Any
 
 from aiohttp import web
 
+from meshllm.api import Access
+from meshllm.cli.serve import ServeConfig
 from meshllm.errors import MeshLlmError
 
 
@@ -34,6 +36,11 @@ def bind(host: str, port: int) -> socket.socket:
         if getattr(error, "errno", None) == errno.EADDRINUSE or "in use" in str(error):
             raise MeshLlmError(f"port {port} is in use; choose another with --port") from None
         raise MeshLlmError(f"cannot listen on {host} port {port}: {error}") from None
+
+
+def access_of(config: ServeConfig) -> Access:
+    local = config.host == "localhost" or config.host.startswith("127.") or config.host == "::1"
+    return Access(config.api_key, config.cors_origin, local)
 
 
 def url_of(listener: socket.socket) -> str:

@@ -8,7 +8,10 @@ from typing import Any
 import click
 
 from meshllm import __version__
+from meshllm.cli.agents import agents
 from meshllm.cli.ask_node import status, token
+from meshllm.cli.download import download
+from meshllm.cli.drop import drop
 from meshllm.cli.serve import serve
 from meshllm.errors import MeshLlmError
 
@@ -51,6 +54,5 @@ def main() -> None:
     """Run an LLM across several machines, behind one OpenAI-compatible endpoint."""
 
 
-main.add_command(serve)
-main.add_command(status)
-main.add_command(token)
+for command in (agents, download, drop, serve, status, token):
+    main.add_command(command)

@@ -11,15 +11,17 @@ from pathlib import Path
 import orjson
 from aiohttp import web
 
-from meshllm.api import make_app
-from meshllm.cli.endpoint import bind, serving, until_signal, url_of
+from meshllm.api import Access, make_app, make_inner_app
+from meshllm.cli.agents import launch_lines
+from meshllm.cli.endpoint import access_of, bind, serving, until_signal, url_of
 from meshllm.cli.output import Output, open_engine_log
 from meshllm.cli.serve import ServeConfig
 from meshllm.errors import MeshLlmError
 from meshllm.mesh.identity import Identity, IdentityFile, data_folder, make_identity
 from meshllm.mesh.state import MeshState
 from meshllm.mesh.token import Token, decode, join_address, split_address
-from meshllm.node import HostTarget, Node, NodeConfig, default_name
+from meshllm.node import Node, NodeConfig, default_name
+from meshllm.router import InnerTarget
 
 
 async def serve_node(config: ServeConfig) -> None:
@@ -36,6 +38,9 @@ async def serve_node(config: ServeConfig) -> None:
             worker_config = WorkerConfig(
                 config.model,
                 token is None,
+                not config.no_fetch,
+                config.draft,
+                0 if config.no_draft else config.draft_max,
                 config.device,
                 config.threads,
                 int((config.max_vram or 0) * 1e9),
@@ -52,7 +57,7 @@ async def serve_node(config: ServeConfig) -> None:
             config.tensor_split or (),
         )
         node = Node(node_config, identity, state, worker, output.say)
-        await until_signal(_run(node, token, listener, output))
+        await until_signal(_run(node, token, listener, access_of(config), output))
 
 
 def _advertised(config: ServeConfig) -> tuple[str, ...]:
@@ -81,10 +86,11 @@ def _identity(config: ServeConfig, stack: contextlib.ExitStack) -> tuple[Identit
     return identity, MeshState(path.with_name(path.name + ".mesh.json"))
 
 
-async def _run(node: Node, token: Token | None, listener: socket.socket, output: Output) -> None:
+async def _run(node: Node, token: Token | None, listener: socket.socket, access: Access, output: Output) -> None:
     async with contextlib.AsyncExitStack() as stack:
-        await stack.enter_async_context(serving(make_app(node), listener))
-        await stack.enter_async_context(serving(make_app(HostTarget(node)), node.folder / "api.sock"))
+        await stack.enter_async_context(serving(make_app(node.router, access), listener))
+        inner = make_inner_app(InnerTarget(node.router))
+        await stack.enter_async_context(serving(inner, node.folder / "api.sock"))
         with contextlib.suppress(OSError):  # a path that is too long: the node runs, `mesh-llm status` does not
             where = control_socket(listener.getsockname()[1])
             await stack.enter_async_context(serving(_control_app(node), where))
@@ -99,8 +105,10 @@ async def _announce(node: Node, token: Token | None, listener: socket.socket, ou
     await node.started.wait()
     if token is None:
         output.say(f"invite others: mesh-llm --join {node.make_token()}")
-    await node.wait_served()
+    await node.router.wait_served()
     output.say(f"the API is at {url_of(listener)}")
+    for line in launch_lines(url_of(listener), [model.name for model in node.router.served()]):
+        output.say(line)
 
 
 def control_socket(port: int) -> Path:
@@ -127,8 +135,16 @@ def _control_app(node: Node) -> web.Application:
             return web.json_response({"error": str(error)}, status=409)
         return web.json_response({})
 
+    async def drop(request: web.Request) -> web.Response:
+        asked = await request.json()
+        try:
+            return web.json_response({"name": node.drop(asked["model"], asked["undo"])})
+        except MeshLlmError as error:
+            return web.json_response({"error": str(error)}, status=409)
+
     app = web.Application()
     app.router.add_get("/status", status)
     app.router.add_post("/token", token)
     app.router.add_post("/revoke", revoke)
+    app.router.add_post("/drop", drop)
     return app

@@ -24,6 +24,12 @@ class ServeConfig:
     name: str | None
     identity: Path | None
     split: bool
+    draft: str | None
+    draft_max: int
+    no_draft: bool
+    no_fetch: bool
+    api_key: str
+    cors_origin: tuple[str, ...]
     max_vram: float | None
     stages: tuple[str, ...]
     tensor_split: tuple[float, ...] | None
@@ -49,7 +55,11 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.command(context_settings={"ignore_unknown_options": False})
-@click.option("--model", multiple=True, help="A GGUF file, or the name of a model on disk.")
+@click.option(
+    "--model",
+    multiple=True,
+    help="A GGUF file, or a name; repeatable. What is not on disk comes from the mesh, or is downloaded.",
+)
 @click.option("--join", metavar="TOKEN", help="Join the mesh of this invite token.")
 @click.option("--client", is_flag=True, help="Only use the mesh: no GPU, no model, no engine. Needs --join.")
 @click.option("--port", default=9337, show_default=True, help="Port of the API.")
@@ -63,6 +73,19 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 )
 @click.option("--name", help="What this node is called; default: the host's name.")
 @click.option("--identity", type=_FILE, help="File of this node's key; default: in the user's data directory.")
+@click.option("--no-fetch", is_flag=True, help="Get no model files from the mesh or the hub.")
+@click.option(
+    "--draft", metavar="MODEL", help="A small model that guesses ahead, or ngram; default: what the catalog pairs."
+)
+@click.option("--draft-max", default=8, show_default=True, type=click.IntRange(min=1), help="Tokens guessed at a time.")
+@click.option("--no-draft", is_flag=True, help="No guessing ahead.")
+@click.option("--api-key", default="", help="Whoever uses the API has to give it.")
+@click.option(
+    "--cors-origin",
+    multiple=True,
+    metavar="ORIGIN",
+    help="Web pages that may use the API beside this machine's own, such as https://chat.example; * for all.",
+)
 @click.option("--split", is_flag=True, help="Split the model over the mesh even if it fits on one machine.")
 @click.option("--max-vram", type=click.FloatRange(min=0, min_open=True), metavar="GB", help="Memory lent of a device.")
 @click.option(
@@ -86,8 +109,10 @@ def serve(**options: object) -> None:
         raise click.UsageError("--client needs --join TOKEN: a client has nothing of its own to serve")
     if config.client and config.model:
         raise click.UsageError("--client takes no --model; the mesh has its models")
-    if len(config.model) > 1:
-        raise click.UsageError("one --model a node for now; start another node for another model")
+    if len(config.model) > 1 and config.stages:
+        raise click.UsageError("--stage serves one --model")
+    if config.draft and config.no_draft:
+        raise click.UsageError("--draft and --no-draft exclude each other")
     if config.stages and (config.join or config.client or config.split):
         raise click.UsageError("--stage names device servers by hand and goes without a mesh")
     if config.stages:

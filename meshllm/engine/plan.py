@@ -12,7 +12,7 @@ from meshllm import rpc
 from meshllm.engine.binaries import Binaries
 from meshllm.engine.split import assign_layers, tensor_split
 from meshllm.errors import EngineError
-from meshllm.models import Model
+from meshllm.models.store import Model
 
 # KV memory would be read back over the network to be kept on the host: not worth it.
 _STAGE_OPTIONS = ("-ngl", "999", "--fit", "off", "--cache-ram", "0", "--ctx-checkpoints", "0")
@@ -43,6 +43,20 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Speculation:
+    """Tokens guessed ahead, verified in one batch: by a `draft` model on the host, or from repetition where None."""
+
+    draft: Model | None
+    n_max: int  # tokens guessed at a time
+
+    def arguments(self, host_only: bool) -> list[str]:
+        if self.draft is None:
+            return ["--spec-type", "ngram-simple", "--spec-ngram-simple-size-m", str(self.n_max)]
+        args = ["--spec-draft-model", self.draft.files[0], "--spec-draft-n-max", str(self.n_max)]
+        return args + (["--spec-draft-device", "HOST"] if host_only else [])
+
+
+@dataclass(frozen=True)
 class EnginePlan:
     model: Model
     binaries: Binaries
@@ -50,6 +64,7 @@ class EnginePlan:
     host_layers: int
     host_device: str
     extra_args: tuple[str, ...]
+    speculation: Speculation | None = None
 
     def command(self, socket: Path) -> list[str]:
         """llama-server and its arguments; what the user gave comes last and so wins."""
@@ -59,6 +74,8 @@ class EnginePlan:
             devices = [*(f"STAGE{i}" for i in range(len(self.stages))), "HOST"]
             layers = [*(stage.n_layers for stage in self.stages), self.host_layers]
             args += ["--device", ",".join(devices), "--tensor-split", tensor_split(layers), *_STAGE_OPTIONS]
+        if self.speculation:
+            args += self.speculation.arguments(host_only=bool(self.stages))
         return [*args, *self.extra_args]
 
     def backend_config(self, counters: Path) -> bytes:
@@ -80,6 +97,7 @@ def plan_engine(
     split: Sequence[float] | None,
     host_device: str | None,
     extra_args: Sequence[str],
+    speculation: Speculation | None = None,
 ) -> EnginePlan:
     """`servers` in the order of the layers. Raises EngineError.
 
@@ -106,7 +124,7 @@ def plan_engine(
         stages.append(Stage(*where, index, device.description, n, has_model, weight_bytes))
         first += n
     device_name = host_device or _best_device()
-    return EnginePlan(model, binaries, tuple(stages), layers[-1], device_name, tuple(extra_args))
+    return EnginePlan(model, binaries, tuple(stages), layers[-1], device_name, tuple(extra_args), speculation)
 
 
 def _layer_bytes(model: Model) -> list[int]:

@@ -1,4 +1,4 @@
-"""One run of llama-server on its leash: start, output, health, end."""
+"""One run of a program on its leash: start, output, health, end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LINE_LIMIT = 1 << 20  # llama-server prints whole chat templates in one line
 _ERROR_LINE = re.compile(r"^[\d.]+ E (.*)$")
 
 
-class EngineProcess:
+class LeashedProcess:
     """Use as `async with`; the process is gone when the block ends."""
 
     def __init__(
@@ -29,13 +29,11 @@ class EngineProcess:
         leash: Path,
         command: Sequence[str],
         environment: Mapping[str, str],
-        socket: Path,
         on_line: Callable[[str], None],
         log_file: IO[str] | None,
     ) -> None:
         self._argv = [str(leash), *command]
         self._environment = environment
-        self._socket = socket
         self._on_line = on_line
         self._log_file = log_file
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
@@ -43,7 +41,7 @@ class EngineProcess:
         self._reader: asyncio.Task[None] | None = None
         self._leash_end = -1
 
-    async def __aenter__(self) -> EngineProcess:
+    async def __aenter__(self) -> LeashedProcess:
         parent_gone, self._leash_end = os.pipe()
         try:
             self._process = await asyncio.create_subprocess_exec(
@@ -82,9 +80,9 @@ class EngineProcess:
         await asyncio.shield(self._reader)  # so that last_error() sees the last lines
         return status
 
-    async def wait_healthy(self) -> None:
-        """Returns when /health answers 200."""
-        async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(path=str(self._socket))) as session:
+    async def wait_healthy(self, socket: Path) -> None:
+        """Returns when /health answers 200, of a llama-server at this Unix socket."""
+        async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(path=str(socket))) as session:
             while True:
                 with contextlib.suppress(aiohttp.ClientError, OSError):
                     async with session.get("http://engine/health") as response:
@@ -93,11 +91,14 @@ class EngineProcess:
                 await asyncio.sleep(_HEALTH_INTERVAL_S)
 
     def last_error(self) -> str:
-        """The first of the last errors that llama-server logged: those after it follow from it."""
+        """The first of the last errors that a llama-server logged: those after it follow from it."""
         errors = [match[1].strip() for line in self._lines if (match := _ERROR_LINE.match(line))]
         ours = [text for text in errors if text.startswith("mesh-llm:")]
         if ours or errors:
             return (ours or errors)[0]
+        return self.last_line()
+
+    def last_line(self) -> str:
         return next((line for line in reversed(self._lines) if line), "it printed nothing")
 
     async def _read_output(self) -> None:

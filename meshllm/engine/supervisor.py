@@ -18,7 +18,7 @@ from typing import IO
 from meshllm import rpc
 from meshllm.engine.counters import Counters, LinkState, read_counters
 from meshllm.engine.plan import EnginePlan
-from meshllm.engine.process import EngineProcess
+from meshllm.engine.process import LeashedProcess
 from meshllm.errors import EngineError, MeshLlmError
 
 _POLL_S = 0.2
@@ -27,6 +27,7 @@ _FIRST_BACKOFF_S, _LAST_BACKOFF_S = 0.5, 30.0
 _STEADY_S = 60.0  # healthy for so long, a crash counts as the first again
 _MAX_FAILED_STARTS = 3
 _FOLDER_PREFIX = "mesh-llm-"
+_DRAFT_LINE = re.compile(r"draft acceptance = \S+ \(\s*(\d+) accepted /\s*(\d+) generated\), mean len = ([\d.]+)")
 _BUFFER_LINE = re.compile(r"load_tensors:\s+(\S+) model buffer size =\s+([\d.]+ MiB)")
 
 
@@ -61,6 +62,7 @@ class Engine:
         self.first_ready = asyncio.Event()
         self._ready = asyncio.Event()
         self._buffers: dict[str, str] = {}
+        self._drafted, self._accepted, self._steps = 0, 0, 0.0
         remove_stale_folders()
         self._folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-"))
         self.socket = self._folder / "engine.sock"
@@ -80,20 +82,9 @@ class Engine:
                         await asyncio.wait_for(self._ready.wait(), _POLL_S)
         return self.state is EngineState.READY
 
-    async def socket_for(self, timeout_s: float) -> Path | None:
-        """llama-server's, once requests can be served; see api.Target."""
-        return self.socket if await self.wait_ready(timeout_s) else None
-
     @property
     def stage_lost(self) -> bool:
         return bool(self.plan.stages) and self.counters().state is LinkState.LOST
-
-    def note_request(self) -> None:
-        """Nobody else wants to know; see api.Target."""
-
-    def failure_passes(self) -> bool:
-        """Not without a mesh: only its user can bring a stage back that was named by hand."""
-        return False
 
     def describe(self) -> dict[str, object]:
         """For GET /mesh/status."""
@@ -110,11 +101,26 @@ class Engine:
             "model": model,
             "host": {"device": plan.host_device, "n_layers": plan.host_layers},
             "stages": stages,
+            "speculation": self._describe_speculation(),
+        }
+
+    def _describe_speculation(self) -> dict[str, object] | None:
+        """`tokens_per_step`: how many a verified batch yields, one without drafts; 0 before the first request."""
+        if (speculation := self.plan.speculation) is None:
+            return None
+        return {
+            "draft": speculation.draft.name if speculation.draft else "ngram",
+            "n_max": speculation.n_max,
+            "drafted": self._drafted,
+            "accepted": self._accepted,
+            "tokens_per_step": round((self._accepted + self._steps) / self._steps, 2) if self._steps else 0,
         }
 
     async def run(self) -> None:
         """Returns only by cancellation, or raises EngineError when the model cannot be served here."""
         backoff_s, failed_starts = _FIRST_BACKOFF_S, 0
+        for name in dict.fromkeys(stage.name for stage in self.plan.stages if not stage.has_model):
+            self._say(f"{name} does not have {self.plan.model.name}: its weights travel over the network")
         try:
             while True:
                 began = time.monotonic()
@@ -152,18 +158,17 @@ class Engine:
         self._buffers.clear()
         self.state, self.reason = EngineState.LOADING, "the model is loading"
         command = self.plan.command(self.socket)
-        process = EngineProcess(
+        process = LeashedProcess(
             self.plan.binaries.leash,
             command,
             self._environment(),
-            self.socket,
             self._read_line,
             self._log_file,
         )
         was_ready = False
         async with process, asyncio.TaskGroup() as group:
             ended = group.create_task(process.wait(), name="engine end")
-            healthy = group.create_task(process.wait_healthy(), name="engine health")
+            healthy = group.create_task(process.wait_healthy(self.socket), name="engine health")
             lost = group.create_task(self._watch_stages(), name="engine stages")
             tasks = (ended, healthy, lost)
             while True:
@@ -187,7 +192,7 @@ class Engine:
         self.first_ready.set()
         self._say(f"ready: {self.plan.model.name}{self._where()}")
 
-    def _note_end(self, process: EngineProcess, status: int, was_ready: bool) -> None:
+    def _note_end(self, process: LeashedProcess, status: int, was_ready: bool) -> None:
         self._ready.clear()
         lost = self.counters().state is LinkState.LOST
         self.state = EngineState.STAGE_LOST if lost else EngineState.CRASHED
@@ -236,6 +241,11 @@ class Engine:
     # --- what is loaded where ---
 
     def _read_line(self, line: str) -> None:
+        if match := _DRAFT_LINE.search(line):
+            accepted, mean_length = int(match[1]), float(match[3])
+            self._accepted += accepted
+            self._drafted += int(match[2])
+            self._steps += accepted / (mean_length - 1) if mean_length > 1 else 0.0
         if match := _BUFFER_LINE.search(line):
             self._buffers[match[1]] = match[2]
             if not self.plan.stages:

@@ -26,6 +26,7 @@ def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _own_folders(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """No model of the user's, and short paths for sockets."""
     monkeypatch.setenv("MESH_LLM_MODELS", str(tmp_path_factory.mktemp("models")))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path_factory.mktemp("hub")))
 
 
 @pytest.fixture(scope="module")

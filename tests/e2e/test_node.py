@@ -62,7 +62,8 @@ def test_client_beside_a_node_of_the_same_user(seed: MeshLlm) -> None:
 def test_client_runs_without_compiled_code(seed: MeshLlm, tmp_path: Path) -> None:
     """As where only the Python part is there: neither the extension nor the engine's code can be imported."""
     program = (
-        "import sys; sys.modules['meshllm.rpc'] = sys.modules['meshllm.engine'] = sys.modules['meshllm.models'] = None;"
+        "import sys; names = ('meshllm.rpc', 'meshllm.engine', 'meshllm.models.store');"
+        "sys.modules.update(dict.fromkeys(names));"
         "from meshllm.cli.main import main; main(prog_name='mesh-llm')"
     )
     port = free_port()

@@ -69,9 +69,8 @@ def test_errors_of_the_engine_pass_through(solo: Api) -> None:
 def test_client_that_goes_frees_its_slot(solo: Api) -> None:
     host, port = solo.base.removeprefix("http://").split(":")
     body = json.dumps({"prompt": "Once", "n_predict": 4000, "ignore_eos": True, "stream": True}).encode()
-    head = (
-        f"POST /completion HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
+    head = "POST /completion HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(body)}\r\n\r\n"
     with socket.create_connection((host, int(port))) as client:
         client.sendall(head.encode() + body)
         assert b"data:" in client.recv(65536) + client.recv(65536)
@@ -184,7 +183,7 @@ def test_broken_weights_of_a_readable_file(model: Path, tmp_path: Path) -> None:
 
 def test_unknown_name() -> None:
     line = fails_with("--model", "SmolLM3-135M", "--port", str(free_port()))
-    assert "did you mean SmolLM2-135M-Instruct.Q4_1?" in line
+    assert "did you mean smollm2, SmolLM2-135M-Instruct.Q4_1" in line
 
 
 def test_missing_engine(model: Path, tmp_path: Path) -> None:

@@ -184,11 +184,12 @@ class MeshLlm(Process):
         port: int | None = None,
         prefix: Sequence[str] = (),
         data: Path | None = None,
+        env: dict[str, str] | None = None,
     ) -> None:
         self.port = port or free_port()
         self._own_data = tempfile.TemporaryDirectory(prefix="data-")
         self.data = data or Path(self._own_data.name)
-        env = {"XDG_DATA_HOME": str(self.data)}
+        env = {"XDG_DATA_HOME": str(self.data)} | (env or {})
         super().__init__([MESH_LLM, "--host", host, "--port", str(self.port), *args], env, prefix)
         self.api = Api(f"http://{host}:{self.port}")
 

@@ -1,0 +1,5 @@
+"""`python -m meshllm` is `mesh-llm`."""
+
+from meshllm.cli.main import main
+
+main(prog_name="mesh-llm")

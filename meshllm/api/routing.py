@@ -1,0 +1,127 @@
+"""Which server gets a request: what it asks for, where its beginning is cached, who is least loaded. No I/O."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from meshllm.errors import MeshLlmError
+from meshllm.models.names import matching
+
+_BLOCK_BYTES = 512  # of a conversation, some hundred tokens: what is shorter is not worth a longer queue
+_MAX_BLOCKS = 256
+_MAX_REMEMBERED = 1 << 14
+_WORTH_WAITING = 2  # requests more than at the least loaded server, for a cached beginning
+_REPORT_S = 10.0  # what a server said of its load counts for so long
+
+
+class UnknownModelError(MeshLlmError):
+    """The message names those that are served."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a request tells of itself: the model by any of its names, "" for none; digests of longer and longer
+    beginnings of its prompt."""
+
+    model: str = ""
+    prefixes: tuple[bytes, ...] = ()
+
+
+def read_ask(body: bytes, query_model: str = "") -> Ask:
+    """Of a JSON body; anything else asks for nothing in particular."""
+    try:
+        content = orjson.loads(body) if body.lstrip()[:1] == b"{" else {}
+    except orjson.JSONDecodeError:
+        content = {}
+    model = content.get("model") or query_model
+    return Ask(model if isinstance(model, str) else "", tuple(_prefixes(content)))
+
+
+def _prefixes(content: dict[str, Any]) -> Iterable[bytes]:
+    """Chained, so that two conversations share digests as far as they are the same."""
+    begin = [content.get(key) for key in ("tools", "system", "instructions")]
+    text = next((content[key] for key in ("messages", "prompt", "input") if content.get(key)), None)
+    if text is None:
+        return
+    data = orjson.dumps([begin, text])[:-2]  # without the brackets that end it, which move as it grows
+    digest = b""
+    for at in range(0, min(len(data) // _BLOCK_BYTES, _MAX_BLOCKS) * _BLOCK_BYTES, _BLOCK_BYTES):
+        digest = hashlib.blake2b(digest + data[at : at + _BLOCK_BYTES], digest_size=16).digest()
+        yield digest
+
+
+def find_model(wanted: str, served: Sequence[tuple[str, str]], known: Sequence[tuple[str, str]]) -> str:
+    """The fingerprint for a name, among (name, fingerprint) of what is served and what is about to be.
+
+    Raises UnknownModelError.
+    """
+    for models in (served, known):
+        names = {name: fingerprint for name, fingerprint in reversed(models)}
+        if chosen := matching(wanted, names):
+            return names[chosen[0]]
+    there = ", ".join(dict.fromkeys(name for name, _ in [*served, *known])) or "none"
+    raise UnknownModelError(f"the model '{wanted}' is not served here; served: {there}")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A server that is ready: `busy` requests in work; `distance` in seconds, 0 for this node's own."""
+
+    node_id: str
+    busy: int
+    distance: float
+
+
+class Affinity:
+    """Where beginnings of prompts have been seen last."""
+
+    def __init__(self) -> None:
+        self._seen: OrderedDict[bytes, str] = OrderedDict()
+
+    def choose(self, candidates: Sequence[Candidate], ask: Ask) -> Candidate:
+        """The least loaded, and of those the nearest; or who has the longest beginning, if not much more loaded."""
+        best = min(candidates, key=lambda c: (c.busy, c.distance, c.node_id))
+        by_id = {c.node_id: c for c in candidates}
+        for digest in reversed(ask.prefixes):
+            cached = by_id.get(self._seen.get(digest, ""))
+            if cached:
+                return cached if cached.busy - best.busy <= _WORTH_WAITING else best
+        return best
+
+    def remember(self, ask: Ask, node_id: str) -> None:
+        for digest in ask.prefixes:
+            self._seen[digest] = node_id
+            self._seen.move_to_end(digest)
+        while len(self._seen) > _MAX_REMEMBERED:
+            self._seen.popitem(last=False)
+
+
+class Loads:
+    """Requests in work at each server: those that went through here, and what the server said of others'."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._here: dict[str, int] = {}
+        self._others: dict[str, tuple[int, float]] = {}
+
+    def begin(self, node_id: str) -> None:
+        self._here[node_id] = self._here.get(node_id, 0) + 1
+
+    def end(self, node_id: str) -> None:
+        self._here[node_id] -= 1
+        if not self._here[node_id]:
+            del self._here[node_id]
+
+    def report(self, node_id: str, busy: int) -> None:
+        """What the server counts in all, ours among them."""
+        self._others[node_id] = (max(0, busy - self._here.get(node_id, 0)), self._clock())
+
+    def of(self, node_id: str) -> int:
+        others, since = self._others.get(node_id, (0, 0.0))
+        return self._here.get(node_id, 0) + (others if self._clock() - since < _REPORT_S else 0)

@@ -1,0 +1,76 @@
+"""What the endpoint asks of whoever knows the servers: where a request goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from meshllm.api.routing import Ask
+
+
+@dataclass(frozen=True)
+class Place:
+    """A server for one request, at a Unix socket. Use as `with` for as long as the request is in work.
+
+    `headers` go with the request; `report` gets what the server says of its load.
+    """
+
+    socket: Path
+    headers: dict[str, str] = field(default_factory=dict)
+    begin: Callable[[], None] = lambda: None
+    end: Callable[[], None] = lambda: None
+    report: Callable[[int], None] = lambda _busy: None
+
+    def __enter__(self) -> Place:
+        self.begin()
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self.end()
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model that is ready, for the list of models."""
+
+    name: str
+    fingerprint: str
+    size_bytes: int
+    n_layers: int
+
+
+class Target(Protocol):
+    """Who serves requests now."""
+
+    @property
+    def reason(self) -> str:
+        """Why nobody does."""
+        ...
+
+    @property
+    def busy(self) -> int:
+        """Requests in work at this node's own engine."""
+        ...
+
+    def served(self) -> list[Served]: ...
+
+    async def place_for(self, ask: Ask, timeout_s: float) -> Place | None:
+        """Waits for one; None when there will be none in time. Raises UnknownModelError."""
+        ...
+
+    def note_request(self, ask: Ask) -> None:
+        """A request came that wants a model's answer."""
+        ...
+
+    def failure_passes(self) -> bool:
+        """Whether an engine that answers 500 has lost a machine which others will replace."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What GET /mesh/status answers."""
+        ...

@@ -1,0 +1,209 @@
+"""Where this node sends requests: its own engine, or a host of the model elsewhere in the mesh."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from meshllm.api import Ask, Place, Served, UnknownModelError
+from meshllm.api.proxy import MODEL_HEADER
+from meshllm.api.routing import Affinity, Candidate, Loads, find_model
+from meshllm.mesh.announcement import ModelInfo
+from meshllm.mesh.bridge import Doors
+from meshllm.mesh.network import Mesh
+from meshllm.mesh.plan import Assignment, Why
+from meshllm.mesh.rates import RequestRates
+from meshllm.mesh.transport import StreamKind
+
+if TYPE_CHECKING:
+    from meshllm.worker import Worker
+
+_POLL_S = 0.1
+_FAR_S = 1.0  # of who is not linked yet
+
+
+class Router:
+    """The endpoint's api.Target. `plan` is the node's; `draining`: the engine here takes nothing new."""
+
+    def __init__(
+        self, mesh: Mesh, doors: Doors, folder: Path, worker: Worker | None, describe: Callable[[], dict[str, Any]]
+    ) -> None:
+        self._mesh, self._doors, self._folder, self._worker = mesh, doors, folder, worker
+        self.describe = describe
+        self._me = mesh.membership.me.node_id
+        self.plan: Sequence[Assignment] = ()
+        self.draining = False
+        self.rates = RequestRates()
+        self._loads = Loads(time.monotonic)
+        self._affinity = Affinity()
+
+    # --- api.Target ---
+
+    @property
+    def reason(self) -> str:
+        if self._waits(None):
+            return waiting_line(self.plan[0])
+        return "the model is loading" if self.plan else "no model is served in this mesh"
+
+    @property
+    def busy(self) -> int:
+        return self._loads.of(self._me)
+
+    def served(self) -> list[Served]:
+        """Every model with an engine that is ready, by name."""
+        found: dict[str, Served] = {}
+        for fingerprint in self._hosts():
+            if info := self._info(fingerprint):
+                found[fingerprint] = Served(info.name, fingerprint, info.size_bytes, info.n_layers)
+        return sorted(found.values(), key=lambda served: (served.name, served.fingerprint))
+
+    async def place_for(self, ask: Ask, timeout_s: float) -> Place | None:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            fingerprint = self._model_of(ask)
+            hosts = self._hosts().get(fingerprint or "", [])
+            if hosts:
+                candidates = [Candidate(i, self._loads.of(i), self._distance(i)) for i in hosts]
+                chosen = self._affinity.choose(candidates, ask).node_id
+                self._affinity.remember(ask, chosen)
+                return await self._place(chosen, str(fingerprint))
+            if self._waits(fingerprint) or time.monotonic() >= deadline:
+                return None
+            await asyncio.sleep(_POLL_S)
+
+    def note_request(self, ask: Ask) -> None:
+        with contextlib.suppress(UnknownModelError):
+            if fingerprint := self._model_of(ask):
+                self.rates.count(fingerprint, time.monotonic())
+
+    def failure_passes(self) -> bool:
+        engine = self._worker.engine if self._worker else None
+        return engine is None or engine.stage_lost
+
+    # --- what the others' answers come from ---
+
+    def own_place(self, fingerprint: str) -> Place | None:
+        """For a request of another node's: the engine here, if it serves that model."""
+        socket = self._own_socket()
+        if socket is None or fingerprint not in ("", self._own_model()):
+            return None
+        return self._counted(self._me, socket, {})
+
+    async def wait_served(self) -> None:
+        """Until a request would be answered."""
+        while await self.place_for(Ask(), 0) is None:  # noqa: ASYNC110 - many things may bring it about
+            await asyncio.sleep(_POLL_S)
+
+    def _own_socket(self) -> Path | None:
+        worker = self._worker
+        if worker is None or worker.engine is None or not worker.ready or self.draining or worker.engine.stage_lost:
+            return None
+        return worker.engine.socket
+
+    def _own_model(self) -> str:
+        """Fingerprint."""
+        return next((s.fingerprint for s in self._mesh.membership.me.serving), "")
+
+    def _hosts(self) -> dict[str, list[str]]:
+        """Ready servers by model, this node first."""
+        found: dict[str, list[str]] = {}
+        if self._own_socket():
+            found[self._own_model()] = [self._me]
+        for node_id, node in sorted(self._mesh.membership.present().items()):
+            for serving in node.serving if node_id != self._me else ():
+                if serving.ready:
+                    found.setdefault(serving.fingerprint, []).append(node_id)
+        return found
+
+    def _info(self, fingerprint: str) -> ModelInfo | None:
+        for node in self._mesh.membership.present().values():
+            for model in (*node.wants, *node.models):
+                if model.fingerprint == fingerprint:
+                    return model
+        return None
+
+    def _model_of(self, ask: Ask) -> str | None:
+        """The fingerprint; without a name of what is served here, or nearest. Raises UnknownModelError."""
+        hosts = self._hosts()
+        if ask.model:
+            served = [(m.name, m.fingerprint) for m in self.served()]
+            known = [(a.model.name, a.model.fingerprint) for a in self.plan]
+            if served or known:
+                return find_model(ask.model, served, known)
+            return None
+        return min(hosts, key=lambda f: (min(self._distance(i) for i in hosts[f]), f), default=None)
+
+    def _waits(self, fingerprint: str | None) -> bool:
+        """For memory: nobody serves it, or anything, however long one waits."""
+        asked = [a for a in self.plan if fingerprint in (None, a.model.fingerprint)]
+        coming = any(why is Why.FETCHING for a in asked for why in a.reasons.values())
+        return bool(asked) and not coming and not any(a.groups for a in asked)
+
+    def _distance(self, node_id: str) -> float:
+        if node_id == self._me:
+            return 0.0
+        link = self._mesh.link(node_id)
+        return link.rtt_s if link and link.rtt_s is not None else _FAR_S
+
+    async def _place(self, node_id: str, fingerprint: str) -> Place:
+        if node_id == self._me and (socket := self._own_socket()):
+            return self._counted(self._me, socket, {})
+        path = self._folder / f"http-{node_id[:16]}.sock"
+        await self._doors.open(path, lambda: self._mesh.open(node_id, StreamKind.HTTP))
+        return self._counted(node_id, path, {MODEL_HEADER: fingerprint})
+
+    def _counted(self, node_id: str, socket: Path, headers: dict[str, str]) -> Place:
+        loads = self._loads
+        return Place(
+            socket,
+            headers,
+            begin=lambda: loads.begin(node_id),
+            end=lambda: loads.end(node_id),
+            report=lambda busy: loads.report(node_id, busy),
+        )
+
+
+class InnerTarget:
+    """What other nodes' requests may reach: the engine of this one, and nothing further.
+
+    Without one that is ready it answers at once, so that they look for another host.
+    """
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+
+    @property
+    def reason(self) -> str:
+        return self._router.reason
+
+    @property
+    def busy(self) -> int:
+        return self._router.busy
+
+    def served(self) -> list[Served]:
+        return self._router.served()
+
+    async def place_for(self, ask: Ask, timeout_s: float) -> Place | None:
+        return self._router.own_place(ask.model)
+
+    def note_request(self, ask: Ask) -> None:
+        """The node that was asked first has counted it."""
+
+    def failure_passes(self) -> bool:
+        return self._router.failure_passes()
+
+    def describe(self) -> dict[str, Any]:
+        return self._router.describe()
+
+
+def waiting_line(assignment: Assignment) -> str:
+    need, have = assignment.need_bytes, assignment.have_bytes
+    return f"Waiting for more peers: need {in_gb(need)}, have {in_gb(have)}"
+
+
+def in_gb(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"

@@ -1,0 +1,45 @@
+"""What `mesh-llm status --json` and GET /mesh/status tell of nodes and models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from meshllm.mesh.announcement import Announcement
+from meshllm.mesh.plan import Assignment
+from meshllm.mesh.transport import Link
+
+
+def describe_node(node: Announcement, state: str, link: Link | None) -> dict[str, Any]:
+    return {
+        "id": node.node_id,
+        "name": node.name,
+        "role": str(node.role),
+        "state": state,
+        "device": node.device,
+        "memory_bytes": node.memory_bytes,
+        "engine": node.engine,
+        "requests_per_min": node.requests_per_min,
+        "models": [m.name for m in node.models],
+        "fetching": node.fetching,
+        "rtt_ms": round(link.rtt_s * 1000, 1) if link and link.rtt_s is not None else None,
+        "address": link.peer_address if link else None,
+        "bytes_sent": link.bytes_sent if link else 0,
+        "bytes_received": link.bytes_received if link else 0,
+        "serving": [{"fingerprint": s.fingerprint, "stages": list(s.stages), "ready": s.ready} for s in node.serving],
+    }
+
+
+def describe_model(assignment: Assignment) -> dict[str, Any]:
+    model = assignment.model
+    return {
+        "name": model.name,
+        "fingerprint": model.fingerprint,
+        "size_bytes": model.size_bytes,
+        "need_bytes": assignment.need_bytes,
+        "have_bytes": assignment.have_bytes,
+        "groups": [
+            {"host": g.host, "stages": list(g.stages), "shares": [round(s, 3) for s in g.shares]}
+            for g in assignment.groups
+        ],
+        "reasons": {i: str(why) for i, why in assignment.reasons.items()},
+    }

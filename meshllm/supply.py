@@ -1,0 +1,174 @@
+"""The model files of a node: what lies on its disk, and what comes to it from peers or from the hub."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from meshllm.engine import LeashedProcess
+from meshllm.errors import MeshLlmError, ModelError
+from meshllm.mesh.announcement import MAX_MODELS, ModelInfo
+from meshllm.mesh.network import Mesh
+from meshllm.mesh.plan import MAX_RTT_MS, has_model, will_fetch
+from meshllm.mesh.transport import Stream, StreamKind
+from meshllm.models.download import can_be_had
+from meshllm.models.names import matching
+from meshllm.models.store import Model, Store, load_model
+from meshllm.share import Fetch
+
+_SCAN_S = 10.0
+_TOLD_STEP = 0.1  # of what comes, between announcements
+
+
+class Supply:
+    """`on_models` is called when what is on disk has changed. `say` and `progress` as Worker has them."""
+
+    def __init__(
+        self,
+        mesh: Mesh,
+        store: Store,
+        leash: Path,
+        on_models: Callable[[], None],
+        say: Callable[[str], None],
+        progress: Callable[[str], None],
+    ) -> None:
+        self._mesh, self._store, self._leash = mesh, store, leash
+        self._on_models, self._say, self._progress = on_models, say, progress
+        self._aim: ModelInfo | None = None
+        self._fetching: asyncio.Task[None] | None = None
+        self._coming: ModelInfo | None = None
+        self._wake = asyncio.Event()
+
+    def aim(self, model: ModelInfo | None) -> None:
+        """What this node is for now."""
+        if model != self._aim:
+            self._aim = model
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        try:
+            while True:
+                await self.look()
+                await self._turn()
+                self._wake.clear()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), _SCAN_S)
+        finally:
+            await self._stop()
+
+    async def look(self) -> None:
+        """At the disk."""
+        if await asyncio.to_thread(self._store.scan):
+            self._on_models()
+            self._mesh.membership.announce(models=model_infos(self._store))
+
+    async def _turn(self) -> None:
+        """Gets what this node is for, and nothing else."""
+        wanted = self._aim if self._aim and will_fetch(self._mesh.membership.me, self._aim) else None
+        if wanted == self._coming:
+            return
+        await self._stop()
+        if wanted:
+            self._coming = wanted
+            self._tell(wanted, 0.0)
+            self._fetching = asyncio.create_task(self._get(wanted), name=f"get {wanted.name}")
+
+    async def _stop(self) -> None:
+        if self._fetching:
+            self._fetching.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._fetching
+        self._fetching = self._coming = None
+
+    async def _get(self, model: ModelInfo) -> None:
+        """From peers that are near, else from the hub, else from peers that are far."""
+        try:
+            if not self._owners(model, MAX_RTT_MS) and can_be_had(model.name):
+                try:
+                    await self.download(model.name)
+                except ModelError as error:
+                    self._say(f"{error}; taking it from the mesh")
+            if model.fingerprint not in self._store.models:
+                await self._from_peers(model)
+            await self.look()
+            if model.fingerprint in self._store.models:
+                self._say(f"{model.name} is on this machine's disk")
+        except MeshLlmError as error:
+            self._say(f"cannot get {model.name}: {error}")
+            cannot = (*self._mesh.membership.me.cannot_fetch, model.fingerprint)
+            self._mesh.membership.announce(cannot_fetch=cannot[-MAX_MODELS:])
+        finally:
+            self._mesh.membership.announce(fetching={})
+            self._wake.set()
+
+    async def _from_peers(self, model: ModelInfo) -> None:
+        told = 0.0
+
+        def progress(done: int, total: int) -> None:
+            nonlocal told
+            self._progress(f"getting {model.name} from the mesh: {100 * done // total} %")
+            if done / total >= told + _TOLD_STEP:
+                told = done / total
+                self._tell(model, told)
+
+        fetch = Fetch(model, lambda: self._owners(model), self._open, progress)
+        await fetch.run()
+
+    def _tell(self, model: ModelInfo, part: float) -> None:
+        self._mesh.membership.announce(fetching={model.fingerprint: round(part, 2)})
+
+    async def _open(self, node_id: str) -> Stream:
+        return await self._mesh.open(node_id, StreamKind.TRANSFER)
+
+    def _owners(self, model: ModelInfo, limit_ms: float = float("inf")) -> list[str]:
+        """Who has it, nearest first."""
+        me = self._mesh.membership.me
+        present = self._mesh.membership.present()
+        owners = [i for i, n in present.items() if i != me.node_id and has_model(n, model)]
+        distance = {i: me.rtts_ms.get(i, 1e6) for i in owners}
+        return sorted((i for i in owners if distance[i] <= limit_ms), key=lambda i: (distance[i], i))
+
+    async def obtain(self, name: str, missing: ModelError) -> ModelInfo:
+        """What the user named: known to a member of the mesh, and to be had there, or downloaded. Raises ModelError."""
+        nodes = self._mesh.membership.present().values()
+        known = {m.name: m for n in nodes for m in (*n.wants, *n.models)}
+        if found := matching(name, known):
+            return known[found[0]]
+        if not can_be_had(name):
+            raise ModelError(f"{missing}; nor does a member of this mesh have it")
+        return model_info(await self.download(name))
+
+    async def download(self, name: str) -> Model:
+        """From the hub, by a process of its own that ends with this one. Raises ModelError."""
+        self._say(f"downloading {name}")
+        argv = [sys.executable, "-m", "meshllm", "download", name]
+        process = LeashedProcess(self._leash, argv, os.environ, self._show, None)
+        async with process:
+            status = await process.wait()
+        last = process.last_line()
+        if status:
+            raise ModelError(last.removeprefix("mesh-llm: "))
+        await self.look()
+        return await asyncio.to_thread(load_model, Path(last))
+
+    def _show(self, line: str) -> None:
+        if not line.startswith(("mesh-llm: ", "/")):
+            self._progress(line)
+
+
+def model_infos(store: Store) -> tuple[ModelInfo, ...]:
+    return tuple(model_info(model) for model in store.models.values())[:MAX_MODELS]
+
+
+def model_info(model: Model) -> ModelInfo:
+    name = model.name
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # what the file system gave is no text
+        name = ascii(name)
+    return ModelInfo(name[:80], model.fingerprint().hex(), model.size_bytes, model.n_layers)

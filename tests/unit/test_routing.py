@@ -1,0 +1,127 @@
+"""Which server gets a request: names, load, and where a conversation is cached."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meshllm.api.access import Access
+from meshllm.api.routing import Affinity, Ask, Candidate, Loads, UnknownModelError, find_model, read_ask
+
+SERVED = [("Qwen2.5-32B-Instruct-Q4_K_M", "a"), ("SmolLM2-135M-Instruct.Q4_1", "b")]
+
+
+def chat(*texts: str, **fields: object) -> bytes:
+    messages = [{"role": "user" if i % 2 == 0 else "assistant", "content": text} for i, text in enumerate(texts)]
+    return json.dumps({"messages": messages, **fields}).encode()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        ("32b", "a"),
+        ("qwen2.5-32b-instruct", "a"),
+        ("Qwen/Qwen2.5-32B-Instruct-GGUF:Q4_K_M", "a"),
+        ("SMOLLM2-135M-INSTRUCT.q4_1", "b"),
+        ("smollm2", "b"),
+    ],
+)
+def test_names_as_users_write_them(wanted: str, found: str) -> None:
+    assert find_model(wanted, SERVED, []) == found
+
+
+def test_an_unknown_name_is_told_what_is_served() -> None:
+    with pytest.raises(UnknownModelError, match=r"'gpt-4' is not served here; served: Qwen2\.5-32B.*, SmolLM2"):
+        find_model("gpt-4", SERVED, [])
+    assert find_model("later", SERVED, [("later-Q8_0", "c")]) == "c"
+
+
+def test_the_model_of_a_request() -> None:
+    assert read_ask(chat("hi", model="x")).model == "x"
+    assert read_ask(chat("hi"), "from-the-query").model == "from-the-query"
+    assert read_ask(b"") == read_ask(b"--boundary") == read_ask(b"[1]") == read_ask(b"{broken") == Ask()
+    assert read_ask(b'{"model": 5, "messages": 7}') == Ask()
+
+
+@given(st.binary(max_size=200) | st.text(max_size=200).map(lambda t: f'{{"model":{t}}}'.encode()))
+def test_any_body_is_read(body: bytes) -> None:
+    read_ask(body)
+
+
+def test_a_conversation_goes_back_to_its_server() -> None:
+    affinity = Affinity()
+    idle = [Candidate("near", 0, 0.001), Candidate("far", 0, 0.05)]
+    first = read_ask(chat("word " * 300))
+    assert affinity.choose(idle, first).node_id == "near"
+    affinity.remember(first, "far")
+    longer = read_ask(chat("word " * 300, "yes", "and then?"))
+    assert affinity.choose(idle, longer).node_id == "far"
+    assert affinity.choose(idle, read_ask(chat("other " * 300))).node_id == "near"
+    assert affinity.choose([Candidate("near", 0, 0.1), Candidate("far", 3, 0.1)], longer).node_id == "near"
+    assert affinity.choose([Candidate("near", 0, 0.1)], longer).node_id == "near"  # the other is gone
+    tools = read_ask(chat("word " * 300, "yes", tools=[{"name": "f"}]))
+    assert affinity.choose(idle, tools).node_id == "near"  # another beginning
+
+
+def test_the_least_loaded_then_the_nearest() -> None:
+    chosen = Affinity().choose([Candidate("a", 2, 0.0), Candidate("b", 1, 0.08), Candidate("c", 1, 0.02)], Ask())
+    assert chosen.node_id == "c"
+
+
+def test_loads_count_what_goes_through_here_and_what_others_bring() -> None:
+    now = [0.0]
+    loads = Loads(lambda: now[0])
+    loads.begin("x")
+    loads.begin("x")
+    assert loads.of("x") == 2
+    loads.report("x", 5)
+    assert loads.of("x") == 5
+    loads.end("x")
+    assert loads.of("x") == 4
+    now[0] = 60.0
+    assert loads.of("x") == 1
+    loads.end("x")
+    assert loads.of("x") == loads.of("nobody") == 0
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "admitted"),
+    [
+        ("http://localhost:3000", "localhost:9337", True),
+        ("http://127.0.0.1", "localhost:9337", True),
+        ("http://[::1]:80", "localhost:9337", True),
+        ("http://192.168.1.5:9337", "192.168.1.5:9337", True),
+        ("http://192.168.1.6:9337", "192.168.1.5:9337", False),
+        ("https://chat.example", "localhost:9337", True),
+        ("https://chat.example.evil.com", "localhost:9337", False),
+        ("http://evil.com:9337", "evil.com:9337", False),
+        ("null", "localhost:9337", False),
+        ("http://[", "localhost:9337", False),
+    ],
+)
+def test_pages_that_may_use_the_endpoint(origin: str, host: str, admitted: bool) -> None:
+    access = Access(origins=("https://chat.example",), local=True)
+    assert access.admits_origin(origin, host) is admitted
+    assert Access(origins=("*",)).admits_origin(origin, host)
+
+
+def test_names_that_lead_here() -> None:
+    access = Access(local=True)
+    assert [access.admits_host(h) for h in ("localhost:1", "127.0.0.1", "[::1]:5", "192.168.1.5", "evil.com:9")] == [
+        True,
+        True,
+        True,
+        True,
+        False,
+    ]
+    assert Access(local=False).admits_host("box.example")
+
+
+def test_the_key() -> None:
+    access = Access("secret")
+    assert access.admits_key({"Authorization": "Bearer secret"}) and access.admits_key({"X-Api-Key": "secret"})
+    assert not any(access.admits_key(h) for h in ({}, {"Authorization": "Bearer x"}, {"Authorization": "secret"}))
+    assert not access.admits_key({"Authorization": "Bearer \udcff"}) and Access().admits_key({})
