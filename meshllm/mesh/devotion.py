@@ -119,26 +119,27 @@ class _Teams:
     def _choice(self, node: Announcement) -> str:
         allowed = self._allowed(node)
         if not self._is_free(node):  # in the order of naming, where nothing else speaks
-            return min(allowed, key=lambda f: (self._served(f), allowed.index(f)))
+            return min(allowed, key=lambda f: (self._servers(f) > 0, allowed.index(f)))
         return min(allowed, key=lambda f: (*self._rank(node, f), f))
 
     def _rank(self, node: Announcement, fingerprint: str) -> tuple[float, ...]:
-        """How little a free node is needed: what nobody serves, then what it could serve alone, and least served."""
-        model, assignment = self.models[fingerprint], self.assignment(fingerprint)
-        alone = node.memory_bytes >= needed_bytes(model)
-        lacks = not has_model(node, model)
-        if not self._served(fingerprint):
+        """How little a free node is needed: what nobody serves, of that what it has, and least served."""
+        model = self.models[fingerprint]
+        alone, lacks = _may_serve(node, model), not has_model(node, model)
+        if not self._servers(fingerprint):
             helps = alone or within_reach(node, [self.view[i] for i in self.members[fingerprint]])
+            assignment = self.assignment(fingerprint)
             return (0 if helps else 2, lacks, assignment.need_bytes - assignment.have_bytes)
-        servers = len(assignment.groups) / (1.0 + requests_per_min(self.view).get(fingerprint, 0.0))
-        return (1 if alone else 3, lacks, servers)
+        servers = self._servers(fingerprint) / (1.0 + requests_per_min(self.view).get(fingerprint, 0.0))
+        return (1 if alone else 3, servers, lacks)
 
-    def _served(self, fingerprint: str) -> bool:
-        """Or about to be."""
-        need = needed_bytes(self.models[fingerprint])
-        team = [self.view[i] for i in self.members[fingerprint]]
-        coming = any(will_fetch(node, self.models[fingerprint]) and node.memory_bytes >= need for node in team)
-        return coming or bool(self.assignment(fingerprint).groups)
+    def _servers(self, fingerprint: str) -> int:
+        """Of a model, and those about to be: who gets the file and can serve it alone."""
+        model, assignment = self.models[fingerprint], self.assignment(fingerprint)
+        serving = {g.host for g in assignment.groups}
+        team = (self.view[i] for i in self.members[fingerprint] - serving)
+        coming = [node for node in team if will_fetch(node, model) and _may_serve(node, model)]
+        return len(serving) + len(coming)
 
     def _spare(self, fingerprint: str) -> list[str]:
         """Free nodes that serve this model alone and are not the only ones."""
@@ -150,11 +151,11 @@ class _Teams:
     def _rescue(self) -> None:
         """A model that nobody serves gets a node of which another model has more than one."""
         rates = requests_per_min(self.view)
-        for needy in [f for f in self.models if not self._served(f)]:
+        for needy in [f for f in self.models if not self._servers(f)]:
             givers = sorted((f for f in self.models if f != needy), key=lambda f: (rates.get(f, 0.0), f))
             for node_id, giver in [(i, f) for f in givers for i in self._spare(f)]:
                 self._put(node_id, needy)
-                if self.assignment(needy).groups:
+                if self._servers(needy):
                     break
                 self._put(node_id, giver)
 
@@ -162,20 +163,24 @@ class _Teams:
         """One node goes from the model whose servers have least to do to the one whose have most."""
         rates = requests_per_min(self.view)
 
-        def load(fingerprint: str, servers: int) -> float:
-            return rates.get(fingerprint, 0.0) / servers
+        def load(fingerprint: str, fewer: int = 0) -> float:
+            return rates.get(fingerprint, 0.0) / (self._servers(fingerprint) - fewer)
 
-        served = [f for f in self.models if self.assignment(f).groups]
+        served = [f for f in self.models if self._servers(f)]
         if len(served) < 2:
             return
-        busy = max(served, key=lambda f: (load(f, len(self.assignment(f).groups)), f))
-        pressure = load(busy, len(self.assignment(busy).groups))
+        busy = max(served, key=lambda f: (load(f), f))
         givers = [f for f in served if f != busy and self._spare(f)]
-        for giver in sorted(givers, key=lambda f: (load(f, len(self.assignment(f).groups) - 1), f)):
-            if pressure < max(_BUSY_PER_MIN, _MUCH_MORE * load(giver, len(self.assignment(giver).groups) - 1)):
+        for giver in sorted(givers, key=lambda f: (load(f, 1), f)):
+            if load(busy) < max(_BUSY_PER_MIN, _MUCH_MORE * load(giver, 1)):
                 return
-            for node_id in self._spare(giver):
-                node, model = self.view[node_id], self.models[busy]
-                if has_model(node, model) and node.memory_bytes >= needed_bytes(model):
-                    self._put(node_id, busy)
-                    return
+            able = [i for i in self._spare(giver) if _may_serve(self.view[i], self.models[busy])]
+            able.sort(key=lambda i: not has_model(self.view[i], self.models[busy]))
+            if able:
+                self._put(able[0], busy)
+                return
+
+
+def _may_serve(node: Announcement, model: ModelInfo) -> bool:
+    """Alone, now or when it has the file."""
+    return node.memory_bytes >= needed_bytes(model) and (has_model(node, model) or will_fetch(node, model))

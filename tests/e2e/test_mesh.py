@@ -2,91 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import re
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support import lab as netlab
-from support.processes import Api, MeshLlm, eventually, in_parallel
+from support.processes import Api, eventually, in_parallel
+from support.world import BIND_PORT, PORT, World, world
 
-PORT, BIND_PORT = 9337, 7000
-ENGINE_ARGS = ("--", "-c", "2048", "-t", "1", "-np", "2", "--no-cache-prompt")
 PROMPT = "The history of Rome begins"
-
-
-class World:
-    """A lab and the nodes in it, each with a data folder that outlives its process."""
-
-    def __init__(self, lab: Any, folder: Path) -> None:
-        self.lab = lab
-        self.nodes: dict[str, MeshLlm] = {}
-        self._folder = folder
-        self._stack = ExitStack()
-
-    def start(
-        self, host: str, *args: str, engine_args: tuple[str, ...] = ENGINE_ARGS, prefix: list[str] | None = None
-    ) -> MeshLlm:
-        data = self._folder / host
-        data.mkdir(exist_ok=True)
-        argv = ("--name", host, *args, *(() if "--client" in args else engine_args))
-        node = MeshLlm(*argv, port=PORT, prefix=prefix or netlab.prefix(self.lab, host), data=data)
-        self.nodes[host] = self._stack.enter_context(node)
-        return node
-
-    def seed(self, host: str, *args: str, **options: Any) -> str:
-        """Starts a mesh and returns its token."""
-        node = self.start(host, "--bind-port", str(BIND_PORT), *args, **options)
-        output = node.wait_output("--join ")
-        return re.findall(r"--join (\S+)", output)[-1]
-
-    def stop(self, host: str, number: int) -> None:
-        node = self.nodes.pop(host)
-        node.kill(number)
-        node.wait()
-
-    def api(self, host: str) -> netlab.LabApi:
-        return netlab.LabApi(netlab.prefix(self.lab, host), f"http://127.0.0.1:{PORT}")
-
-    def status(self, host: str) -> Any:
-        result = self.nodes[host].command("status", "--json")
-        return json.loads(result.stdout) if result.returncode == 0 else {"models": [], "nodes": [], "engine": None}
-
-    def roles(self, host: str) -> dict[str, str]:
-        """Name of each node to why it is what it is, as `host` sees it."""
-        status = self.status(host)
-        names = {node["id"]: node["name"] for node in status["nodes"]}
-        return {names[i]: why for model in status["models"] for i, why in model["reasons"].items() if i in names}
-
-    def served_by(self, asked: str, *hosts: str) -> bool:
-        """Whether `asked` sees a group of just these hosts that is ready."""
-        status = self.status(asked)
-        names = {node["id"]: node["name"] for node in status["nodes"]}
-        living = [node for node in status["nodes"] if node["state"] == "alive"]
-        groups = [
-            {n["name"], *(names.get(i, "?") for i in s["stages"])} for n in living for s in n["serving"] if s["ready"]
-        ]
-        return groups == [set(hosts)]
-
-    def close(self) -> None:
-        self._stack.close()
-
-
-@contextmanager
-def world(folder: Path, **options: Any) -> Iterator[World]:
-    if why := netlab.missing():
-        pytest.skip(why)
-    with netlab.make_lab(**options) as lab:
-        made = World(lab, folder)
-        try:
-            yield made
-        finally:
-            made.close()
 
 
 def ask(api: Api, n: int = 40) -> str:
@@ -174,7 +100,7 @@ def test_far_host_is_left_out_and_a_client_needs_nothing(model: Path, expected: 
 @pytest.mark.timeout(200)
 def test_model_too_large_for_two_waits_for_the_third(other_model: Path, tmp_path: Path) -> None:
     """Gemma 3 270M needs 278 MB; every host lends 108 of its 120."""
-    args = ("--max-vram", "0.12")
+    args = ("--max-vram", "0.12", "--no-fetch")
     small = ("--", "-c", "256", "-t", "1", "-np", "1", "-b", "64", "-ub", "64")
     with world(tmp_path, hosts=3, rtt_ms=2) as mesh:
         token = mesh.seed("h1", "--model", str(other_model), *args, engine_args=small)

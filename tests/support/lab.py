@@ -114,3 +114,10 @@ class LabApi(Api):
         if result.returncode:
             raise OSError(result.stderr or result.stdout)
         return json.loads(result.stdout)
+
+    def status_of(self, path: str, body: object | None = None) -> tuple[int, Any]:
+        try:
+            return 200, self.request(path, body)
+        except OSError as error:
+            status, _, answer = str(error).partition(": ")
+            return int(status), json.loads(answer)
