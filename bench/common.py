@@ -89,7 +89,12 @@ def device_servers(lab: Any, kind: str, threads: int = THREADS) -> Iterator[list
 
 @contextmanager
 def running(
-    lab: Any, kind: str, servers: Sequence[Any], *engine_args: str, threads: int = THREADS
+    lab: Any,
+    kind: str,
+    servers: Sequence[Any],
+    *engine_args: str,
+    threads: int = THREADS,
+    options: Sequence[str] = ("--no-draft",),
 ) -> Iterator[tuple[LabApi, float]]:
     """The model served on h1 in one of three ways; the API and the seconds until it was healthy."""
     addresses = [server.address for server in servers]
@@ -98,7 +103,8 @@ def running(
     common = ["-t", str(threads), "--poll", "0", "-c", "4096", *engine_args]
     if kind == "ours":
         stages = [arg for address in addresses for arg in ("--stage", address)]
-        server: Process = MeshLlm("--model", str(MODEL), *stages, "--", *common, port=PORT, prefix=prefix)
+        args = ("--model", str(MODEL), *options, *stages, "--", *common)
+        server: Process = MeshLlm(*args, port=PORT, prefix=prefix)
     else:
         argv = [str(ENGINE / "llama-server"), "-m", str(MODEL), "--port", str(PORT), *common]
         if kind == "stock":

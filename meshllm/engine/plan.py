@@ -17,6 +17,8 @@ from meshllm.models.store import Model
 # KV memory would be read back over the network to be kept on the host: not worth it.
 _STAGE_OPTIONS = ("-ngl", "999", "--fit", "off", "--cache-ram", "0", "--ctx-checkpoints", "0")
 
+_NGRAM = 4  # tokens that have come before, for what followed them to be guessed
+
 
 @dataclass(frozen=True)
 class StageServer:
@@ -49,10 +51,14 @@ class Speculation:
     draft: Model | None
     n_max: int  # tokens guessed at a time
 
-    def arguments(self, host_only: bool) -> list[str]:
+    def arguments(self, host_only: bool, on_cpu: bool) -> list[str]:
         if self.draft is None:
-            return ["--spec-type", "ngram-simple", "--spec-ngram-simple-size-m", str(self.n_max)]
-        args = ["--spec-draft-model", self.draft.files[0], "--spec-draft-n-max", str(self.n_max)]
+            sizes = ["--spec-ngram-simple-size-n", str(_NGRAM), "--spec-ngram-simple-size-m", str(self.n_max)]
+            return ["--spec-type", "ngram-simple", *sizes]
+        args = ["--spec-type", "draft-simple", "--spec-draft-model", self.draft.files[0]]
+        args += ["--spec-draft-n-max", str(self.n_max)]
+        if on_cpu:
+            args += ["--poll", "0"]  # threads of the one model that spin would take the cores of the other's
         return args + (["--spec-draft-device", "HOST"] if host_only else [])
 
 
@@ -75,7 +81,7 @@ class EnginePlan:
             layers = [*(stage.n_layers for stage in self.stages), self.host_layers]
             args += ["--device", ",".join(devices), "--tensor-split", tensor_split(layers), *_STAGE_OPTIONS]
         if self.speculation:
-            args += self.speculation.arguments(host_only=bool(self.stages))
+            args += self.speculation.arguments(bool(self.stages), self.host_device == "CPU")
         return [*args, *self.extra_args]
 
     def backend_config(self, counters: Path) -> bytes:

@@ -27,7 +27,7 @@ _FIRST_BACKOFF_S, _LAST_BACKOFF_S = 0.5, 30.0
 _STEADY_S = 60.0  # healthy for so long, a crash counts as the first again
 _MAX_FAILED_STARTS = 3
 _FOLDER_PREFIX = "mesh-llm-"
-_DRAFT_LINE = re.compile(r"draft acceptance = \S+ \(\s*(\d+) accepted /\s*(\d+) generated\), mean len = ([\d.]+)")
+_DRAFT_LINE = re.compile(r"draft acceptance = \S+ \(\s*(\d+) accepted /\s*(\d+) generated\), mean len =\s+([\d.]+)")
 _BUFFER_LINE = re.compile(r"load_tensors:\s+(\S+) model buffer size =\s+([\d.]+ MiB)")
 
 

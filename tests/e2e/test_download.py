@@ -96,7 +96,7 @@ class Hub:
 @pytest.fixture(scope="module")
 def small(model: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A whole model of 3 layers."""
-    return rewrite(model, tmp_path_factory.mktemp("small") / "s.gguf", n_layers=3)[0].read_bytes()
+    return rewrite(model, tmp_path_factory.mktemp("small") / "s.gguf", layers=range(3))[0].read_bytes()
 
 
 @pytest.fixture

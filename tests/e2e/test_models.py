@@ -160,7 +160,7 @@ def test_a_model_of_several_files_from_two_peers_of_which_one_dies(model: Path, 
 def test_a_transfer_goes_on_after_the_one_who_gets_it_was_killed(model: Path, tmp_path: Path) -> None:
     with world(tmp_path, hosts=2, rtt_ms=10, rate_mbit=80) as mesh:
         have = Path(folder(mesh, "h1")["MESH_LLM_MODELS"])
-        source = rewrite(model, have / "other-Q4_1.gguf", n_layers=20)[0]
+        source = rewrite(model, have / "other-Q4_1.gguf", layers=range(20))[0]
         token = mesh.seed("h1", "--model", "other", engine_args=ENGINE_ARGS, env=folder(mesh, "h1"))
         node = mesh.start("h2", "--join", token, engine_args=ENGINE_ARGS, env=folder(mesh, "h2"))
         has_come(node, "[4-7]")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import gguf
 
 
-def rewrite(source: Path, target: Path, n_layers: int | None = None, split_max_tensors: int = 0) -> list[Path]:
-    """The files written, in order; `n_layers` keeps the first so many layers."""
+def rewrite(source: Path, target: Path, layers: Sequence[int] | None = None, split_max_tensors: int = 0) -> list[Path]:
+    """The files written, in order; `layers` are the ones to keep."""
     reader = gguf.GGUFReader(source)
     architecture = str(reader.fields["general.architecture"].contents())
     writer = gguf.GGUFWriter(target, architecture, split_max_tensors=split_max_tensors)
@@ -16,15 +17,19 @@ def rewrite(source: Path, target: Path, n_layers: int | None = None, split_max_t
         if name.startswith("GGUF.") or name == "general.architecture":
             continue
         value = field.contents()
-        if name == f"{architecture}.block_count" and n_layers:
-            value = n_layers
+        if name == f"{architecture}.block_count" and layers:
+            value = len(layers)
         sub_type = field.types[1] if len(field.types) > 1 else None
         writer.add_key_value(name, value, field.types[0], sub_type)
     for tensor in reader.tensors:
         kind, _, rest = tensor.name.partition(".")
-        if kind == "blk" and n_layers and int(rest.partition(".")[0]) >= n_layers:
-            continue
-        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+        name = tensor.name
+        if kind == "blk" and layers is not None:
+            number, _, rest = rest.partition(".")
+            if int(number) not in layers:
+                continue
+            name = f"blk.{layers.index(int(number))}.{rest}"
+        writer.add_tensor(name, tensor.data, raw_dtype=tensor.tensor_type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

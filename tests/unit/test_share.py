@@ -125,7 +125,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[No
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Model:
     """Of three files."""
     target = tmp_path_factory.mktemp("source") / "parts-Q4_1.gguf"
-    return load_model(rewrite(smollm2(), target, n_layers=6, split_max_tensors=20)[0])
+    return load_model(rewrite(smollm2(), target, layers=range(6), split_max_tensors=20)[0])
 
 
 def arrived(model: Model, folder: Path) -> bool:
