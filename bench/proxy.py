@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import statistics
 import tempfile
 import time
@@ -33,7 +34,7 @@ async def stream(session: aiohttp.ClientSession, url: str, n_tokens: int) -> tup
             if line.startswith(b"data: "):
                 times.append(time.perf_counter())
     times = times[:n_tokens]
-    return times[0] - began, [b - a for a, b in zip(times, times[1:], strict=False)]
+    return times[0] - began, [b - a for a, b in itertools.pairwise(times)]
 
 
 async def measure(urls: dict[str, tuple[str, Path | None]], requests: int, n_tokens: int) -> list[list[object]]:
