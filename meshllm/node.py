@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meshllm import __version__
-from meshllm.api.routing import find_model
+from meshllm.api.routing import Ask, find_model
 from meshllm.errors import MeshError, MeshLlmError
 from meshllm.mesh.announcement import MAX_MODELS, Announcement, ModelInfo, Role, Serving
 from meshllm.mesh.bridge import Doors, serve_stream
@@ -373,7 +373,7 @@ class Node:
             "dropped": sorted(f for f, count in self._mesh.membership.me.drops.items() if count % 2),
             "engine": engine.describe() if engine else None,
             "device_server": self._worker.server_counters() if self._worker else {},
-            "reason": self.router.reason,
+            "reason": self.router.reason_for(Ask()),
         }
 
     def drop(self, name: str, undo: bool) -> str:

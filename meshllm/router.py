@@ -43,10 +43,14 @@ class Router:
 
     # --- api.Target ---
 
-    @property
-    def reason(self) -> str:
-        if self._waits(None):
-            return waiting_line(self.plan[0])
+    def reason_for(self, ask: Ask) -> str:
+        with contextlib.suppress(UnknownModelError):
+            fingerprint = self._model_of(ask)
+            asked = [a for a in self.plan if fingerprint in (None, a.model.fingerprint)]
+            if self._waits(fingerprint):
+                return waiting_line(asked[0])
+            if any(why is Why.FETCHING for a in asked for why in a.reasons.values()):
+                return "the model is on its way to a machine that will serve it"
         return "the model is loading" if self.plan else "no model is served in this mesh"
 
     @property
@@ -176,9 +180,8 @@ class InnerTarget:
     def __init__(self, router: Router) -> None:
         self._router = router
 
-    @property
-    def reason(self) -> str:
-        return self._router.reason
+    def reason_for(self, ask: Ask) -> str:
+        return self._router.reason_for(Ask())
 
     @property
     def busy(self) -> int:

@@ -16,6 +16,7 @@ from meshllm.mesh.network import Mesh
 from meshllm.mesh.plan import MAX_RTT_MS, has_model, will_fetch
 from meshllm.mesh.transport import Stream, StreamKind
 from meshllm.models.download import can_be_had
+from meshllm.models.folders import tidy
 from meshllm.models.names import matching
 from meshllm.models.store import Model, Store, load_model
 from meshllm.share import Fetch
@@ -51,6 +52,7 @@ class Supply:
 
     async def run(self) -> None:
         """Until cancelled."""
+        await asyncio.to_thread(tidy)
         try:
             while True:
                 await self.look()

@@ -172,7 +172,7 @@ async def _pass_on_somewhere(
                 await asyncio.sleep(_RETRY_S)
     except UnknownModelError as error:
         return error_response(404, "not_found_error", str(error))
-    return unavailable(target)
+    return unavailable(target.reason_for(ask))
 
 
 async def pass_on(
@@ -237,8 +237,8 @@ def describe_model(model: Served) -> dict[str, object]:
     return {"id": model.name, "object": "model", "created": 0, "owned_by": "mesh-llm", "meta": meta}
 
 
-def unavailable(target: Target) -> web.Response:
-    response = error_response(503, "unavailable_error", target.reason or "the engine is being restarted")
+def unavailable(reason: str) -> web.Response:
+    response = error_response(503, "unavailable_error", reason or "the engine is being restarted")
     response.headers["Retry-After"] = "2"
     response.headers[_ASK_AGAIN] = "1"  # for another node; nobody else minds
     return response

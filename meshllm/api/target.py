@@ -47,9 +47,8 @@ class Served:
 class Target(Protocol):
     """Who serves requests now."""
 
-    @property
-    def reason(self) -> str:
-        """Why nobody does."""
+    def reason_for(self, ask: Ask) -> str:
+        """Why nobody serves it."""
         ...
 
     @property

@@ -125,4 +125,9 @@ def _describe_model(model: dict[str, Any], nodes: dict[str, Any]) -> list[str]:
 
 
 def _reasons(model: dict[str, Any], nodes: dict[str, Any]) -> list[str]:
-    return [f"  {nodes[i]['name']}: {why}" for i, why in model["reasons"].items() if i in nodes]
+    lines = []
+    for node_id, why in model["reasons"].items():
+        if node := nodes.get(node_id):
+            part = node["fetching"].get(model["fingerprint"])
+            lines.append(f"  {node['name']}: {why}{f' ({part:.0%})' if part is not None else ''}")
+    return lines

@@ -29,8 +29,7 @@ class _ByHand:
         self._model = Served(model.name, model.fingerprint().hex(), model.size_bytes, model.n_layers)
         self.busy = 0
 
-    @property
-    def reason(self) -> str:
+    def reason_for(self, ask: Ask) -> str:
         return self._engine.reason
 
     def served(self) -> list[Served]:

@@ -94,15 +94,17 @@ async def _run(node: Node, token: Token | None, listener: socket.socket, access:
         with contextlib.suppress(OSError):  # a path that is too long: the node runs, `mesh-llm status` does not
             where = control_socket(listener.getsockname()[1])
             await stack.enter_async_context(serving(_control_app(node), where))
-        announced = asyncio.create_task(_announce(node, token, listener, output), name="announce")
+        announced = asyncio.create_task(_announce(node, token, listener, access, output), name="announce")
         try:
             await node.run()
         finally:
             announced.cancel()
 
 
-async def _announce(node: Node, token: Token | None, listener: socket.socket, output: Output) -> None:
+async def _announce(node: Node, token: Token | None, listener: socket.socket, access: Access, output: Output) -> None:
     await node.started.wait()
+    if not access.local and not access.api_key:
+        output.say(f"whoever reaches {url_of(listener)} may use it; --api-key KEY asks for a key")
     if token is None:
         output.say(f"invite others: mesh-llm --join {node.make_token()}")
     await node.router.wait_served()

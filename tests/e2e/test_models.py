@@ -96,15 +96,12 @@ def test_two_models_on_three_nodes_and_a_fourth(
             expected[m] for _ in apis for m in (SMALL, OTHER)
         ]
 
-        # The fourth takes the least served; both are, and it has this one.
+        mesh.stop("h2", signal.SIGKILL)  # the only server of its model
         mesh.start("h4", "--join", token, engine_args=ENGINE_ARGS, env=folder(mesh, "h4"))
-        eventually_serving(mesh, "h1", "h4 serves too", smollm2={"h1", "h4"}, gemma={"h2"})
-        mesh.stop("h2", signal.SIGKILL)  # the only server of a model: the spare one takes over
-        eventually_serving(mesh, "h1", "h4 takes over", smollm2={"h1"}, gemma={"h4"})
+        eventually_serving(mesh, "h1", "h4 takes what is needed", smollm2={"h1"}, gemma={"h4"})
         assert say(apis[2], OTHER)["choices"][0]["message"]["content"] == expected[OTHER]
 
-        drop = mesh.nodes["h3"].command("drop", OTHER)
-        assert drop.returncode == 0 and "is dropped" in drop.stdout, drop.stderr
+        drop_in_the_middle_of_an_answer(mesh, apis)
         eventually_serving(mesh, "h1", "h4 is free", smollm2={"h1", "h4"})
         assert apis[0].status_of("/v1/completions", {"model": OTHER, "prompt": "x"})[0] == 404
         undo = mesh.nodes["h4"].command("drop", "--undo", OTHER)
@@ -114,6 +111,21 @@ def test_two_models_on_three_nodes_and_a_fourth(
         mesh.start("h5", "--join", token, engine_args=ENGINE_ARGS, env=folder(mesh, "h5"))
         eventually(lambda: sorted(len(h) for h in serving(mesh, "h1").values()) == [1, 2], 90, "h5 serves too")
         shift(mesh, apis)
+
+
+def drop_in_the_middle_of_an_answer(mesh: World, apis: list[Any]) -> None:
+    """Which ends as it should."""
+
+    def answer() -> Any:
+        return apis[2].complete("A long story", 300, model=OTHER)
+
+    def drop() -> None:
+        eventually(lambda: any(slot["is_processing"] for slot in apis[1].request(f"/slots?model={OTHER}")))
+        dropped = mesh.nodes["h3"].command("drop", OTHER)
+        assert dropped.returncode == 0 and "is dropped" in dropped.stdout, dropped.stderr
+
+    apis[1] = mesh.api("h4")
+    assert in_parallel([answer, drop])[0]["tokens_predicted"] == 300
 
 
 def shift(mesh: World, apis: list[Any]) -> None:
@@ -162,10 +174,11 @@ def test_a_transfer_goes_on_after_the_one_who_gets_it_was_killed(model: Path, tm
         have = Path(folder(mesh, "h1")["MESH_LLM_MODELS"])
         source = rewrite(model, have / "other-Q4_1.gguf", layers=range(20))[0]
         token = mesh.seed("h1", "--model", "other", engine_args=ENGINE_ARGS, env=folder(mesh, "h1"))
-        node = mesh.start("h2", "--join", token, engine_args=ENGINE_ARGS, env=folder(mesh, "h2"))
+        wants = ("--join", token, "--model", "other")
+        node = mesh.start("h2", *wants, engine_args=ENGINE_ARGS, env=folder(mesh, "h2"))
         has_come(node, "[4-7]")
         mesh.stop("h2", signal.SIGKILL)
-        again = mesh.start("h2", "--join", token, engine_args=ENGINE_ARGS, env=folder(mesh, "h2"))
+        again = mesh.start("h2", *wants, engine_args=ENGINE_ARGS, env=folder(mesh, "h2"))
         again.wait_output("is on this machine's disk", 120)
         received = [n["bytes_received"] for n in mesh.status("h2")["nodes"] if n["name"] == "h1"]
         assert 0 < received[0] < 0.75 * source.stat().st_size

@@ -103,6 +103,13 @@ def test_bad_tokens(seed: MeshLlm) -> None:
     assert "not a mesh-llm token" in refused("--join", "please")
 
 
+def test_a_model_that_nobody_has(seed: MeshLlm) -> None:
+    line = refused("--join", invite(seed), "--model", "Nonsense-1B")
+    assert "there is no model 'Nonsense-1B'" in line and "nor does a member of this mesh have it" in line
+    line = seed.command("drop", "Nonsense-1B").stderr
+    assert "the model 'Nonsense-1B' is not served here; served: SmolLM2-135M-Instruct.Q4_1" in line
+
+
 def test_mesh_that_does_not_answer(seed: MeshLlm, model: Path) -> None:
     with MeshLlm("--model", str(model)) as short:
         token = re.findall(r"--join (\S+)", short.wait_output("--join "))[-1]
