@@ -214,8 +214,21 @@ class Node:
         finally:
             changed.cancel()
         if self._engine_task and self._engine_task.done():
-            self._engine_task.result()
+            self._end_engine(self._engine_task)
         await asyncio.sleep(_SETTLE_S)
+
+    def _end_engine(self, task: asyncio.Task[None]) -> None:
+        """Raises what ended it, unless the mesh and not the user chose the model: then others may serve it."""
+        try:
+            task.result()
+        except MeshLlmError as error:
+            group, worker = self._group, self._worker
+            if not (group and worker and self._supply) or group.model in worker.named:
+                raise
+            self._say(f"{error}; this node leaves the model to others")
+            self._engine_task = self._group = None
+            self._announce_serving(False)
+            self._supply.leave_out(group.model)
 
     def _adopt(self) -> None:
         """What the mesh is asked for outlives who asked, while somebody has the file; drops outlive who dropped."""
@@ -237,17 +250,15 @@ class Node:
 
     def _aim(self) -> None:
         """The file that this node should have: of the model that it is for, if it can be more than a stranger to it."""
-        me, present = self._mesh.membership.me, self._mesh.membership.present()
-        for assignment in self.router.plan if self._supply else ():
-            if assignment.reasons.get(self._id) in (None, Why.OTHER_MODEL):
-                continue
-            owners = [n for i, n in present.items() if i != self._id and has_model(n, assignment.model)]
-            of_use = me.memory_bytes >= assignment.need_bytes or (owners and within_reach(me, owners))
-            if self._supply:
-                self._supply.aim(assignment.model if of_use else None)
+        if self._supply is None:
             return
-        if self._supply:
-            self._supply.aim(None)
+        mine = next((a for a in self.router.plan if a.reasons.get(self._id) not in (None, Why.OTHER_MODEL)), None)
+        if mine:
+            me, present = self._mesh.membership.me, self._mesh.membership.present()
+            owners = [n for i, n in present.items() if i != self._id and has_model(n, mine.model)]
+            of_use = me.memory_bytes >= mine.need_bytes or (owners and within_reach(me, owners))
+            mine = mine if of_use else None
+        self._supply.aim(mine.model if mine else None)
 
     async def _get_missing(self, supply: Supply) -> None:
         """What the user named and is not on disk. Raises ModelError."""
@@ -268,6 +279,10 @@ class Node:
             self._announce_serving(False)
             await self._stop_engine()
         self.router.draining = False
+        self._group = None
+        self._announce_serving(False)
+        if group and self._still_a_stage(group):
+            return  # until the host, which drains perhaps, has let go: there is a change then
         self._group = group
         self._announce_serving(False)
         if group and self._worker:
@@ -279,6 +294,11 @@ class Node:
         present = self._mesh.membership.present()
         ready = self._worker is not None and self._worker.ready
         return ready and self._group is not None and all(i in present for i in self._group.nodes)
+
+    def _still_a_stage(self, group: Group) -> bool:
+        """Of another host: two models at once may be too much for the device's memory."""
+        others = [n for i, n in self._mesh.membership.present().items() if i not in group.nodes]
+        return any(self._id in serving.stages for n in others for serving in n.serving)
 
     async def _stop_engine(self) -> None:
         if self._engine_task:
@@ -307,7 +327,7 @@ class Node:
         model = assignment.model
         mine = assignment.group_of(self._id)
         if not assignment.groups:
-            line = waiting_line(assignment)
+            line = waiting_line(assignment, self.router.plan)
         elif mine:
             line = f"Elected as host ({in_gb(mine.memory_bytes)} available for a {in_gb(model.size_bytes)} model)"
             if mine.stages:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +48,7 @@ class Router:
             fingerprint = self._model_of(ask)
             asked = [a for a in self.plan if fingerprint in (None, a.model.fingerprint)]
             if self._waits(fingerprint):
-                return waiting_line(asked[0])
+                return waiting_line(asked[0], self.plan)
             if any(why is Why.FETCHING for a in asked for why in a.reasons.values()):
                 return "the model is on its way to a machine that will serve it"
         return "the model is loading" if self.plan else "no model is served in this mesh"
@@ -60,9 +60,8 @@ class Router:
     def served(self) -> list[Served]:
         """Every model with an engine that is ready, by name."""
         found: dict[str, Served] = {}
-        for fingerprint in self._hosts():
-            if info := self._info(fingerprint):
-                found[fingerprint] = Served(info.name, fingerprint, info.size_bytes, info.n_layers)
+        for fingerprint, infos in self._infos(self._hosts()).items():
+            found[fingerprint] = Served(infos[0].name, fingerprint, infos[0].size_bytes, infos[0].n_layers)
         return sorted(found.values(), key=lambda served: (served.name, served.fingerprint))
 
     async def place_for(self, ask: Ask, timeout_s: float) -> Place | None:
@@ -123,18 +122,20 @@ class Router:
                     found.setdefault(serving.fingerprint, []).append(node_id)
         return found
 
-    def _info(self, fingerprint: str) -> ModelInfo | None:
+    def _infos(self, fingerprints: Collection[str]) -> dict[str, list[ModelInfo]]:
+        """What is known of these models: under each name that a file of it has, the same order everywhere."""
+        found: dict[str, set[ModelInfo]] = {}
         for node in self._mesh.membership.present().values():
             for model in (*node.wants, *node.models):
-                if model.fingerprint == fingerprint:
-                    return model
-        return None
+                if model.fingerprint in fingerprints:
+                    found.setdefault(model.fingerprint, set()).add(model)
+        return {fingerprint: sorted(models, key=lambda m: m.name) for fingerprint, models in found.items()}
 
     def _model_of(self, ask: Ask) -> str | None:
         """The fingerprint; without a name of what is served here, or nearest. Raises UnknownModelError."""
         hosts = self._hosts()
         if ask.model:
-            served = [(m.name, m.fingerprint) for m in self.served()]
+            served = [(m.name, f) for f, infos in self._infos(hosts).items() for m in infos]
             known = [(a.model.name, a.model.fingerprint) for a in self.plan]
             if served or known:
                 return find_model(ask.model, served, known)
@@ -168,6 +169,7 @@ class Router:
             begin=lambda: loads.begin(node_id),
             end=lambda: loads.end(node_id),
             report=lambda busy: loads.report(node_id, busy),
+            failed=lambda: loads.fail(node_id),
         )
 
 
@@ -203,9 +205,10 @@ class InnerTarget:
         return self._router.describe()
 
 
-def waiting_line(assignment: Assignment) -> str:
+def waiting_line(assignment: Assignment, plan: Sequence[Assignment]) -> str:
     need, have = assignment.need_bytes, assignment.have_bytes
-    return f"Waiting for more peers: need {in_gb(need)}, have {in_gb(have)}"
+    which = f" for {assignment.model.name}" if len(plan) > 1 else ""
+    return f"Waiting for more peers{which}: need {in_gb(need)}, have {in_gb(have)}"
 
 
 def in_gb(n_bytes: int) -> str:

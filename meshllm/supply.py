@@ -50,6 +50,12 @@ class Supply:
             self._aim = model
             self._wake.set()
 
+    def leave_out(self, model: ModelInfo) -> None:
+        """As if its file were not here: it cannot be served with it."""
+        self._store.leave_out(model.fingerprint)
+        cannot = (*self._mesh.membership.me.cannot_fetch, model.fingerprint)[-MAX_MODELS:]
+        self._mesh.membership.announce(models=model_infos(self._store), cannot_fetch=cannot)
+
     async def run(self) -> None:
         """Until cancelled."""
         await asyncio.to_thread(tidy)

@@ -165,6 +165,7 @@ async def _pass_on_somewhere(
                 with place:
                     return await pass_on(request, body, headers, place, target, answer_headers)
             except aiohttp.ClientError as error:
+                place.failed()
                 # Nothing was answered. Who cannot be connected to has not died of the request.
                 attempts += not isinstance(error, aiohttp.ClientConnectorError | _AskAgain)
                 if attempts >= _MAX_ATTEMPTS or time.monotonic() >= deadline:

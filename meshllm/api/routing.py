@@ -17,6 +17,7 @@ _BLOCK_BYTES = 512  # of a conversation, some hundred tokens: what is shorter is
 _MAX_BLOCKS = 256
 _MAX_REMEMBERED = 1 << 14
 _WORTH_WAITING = 2  # requests more than at the least loaded server, for a cached beginning
+_FAILED = 1000  # requests that a server which has failed seems to have
 _REPORT_S = 10.0  # what a server said of its load counts for so long
 
 
@@ -121,6 +122,10 @@ class Loads:
     def report(self, node_id: str, busy: int) -> None:
         """What the server counts in all, ours among them."""
         self._others[node_id] = (max(0, busy - self._here.get(node_id, 0)), self._clock())
+
+    def fail(self, node_id: str) -> None:
+        """Others first, for a while."""
+        self._others[node_id] = (_FAILED, self._clock())
 
     def of(self, node_id: str) -> int:
         others, since = self._others.get(node_id, (0, 0.0))

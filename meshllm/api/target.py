@@ -15,7 +15,8 @@ from meshllm.api.routing import Ask
 class Place:
     """A server for one request, at a Unix socket. Use as `with` for as long as the request is in work.
 
-    `headers` go with the request; `report` gets what the server says of its load.
+    `headers` go with the request; `report` gets what the server says of its load, `failed` is told when it cannot be
+    reached or does not answer.
     """
 
     socket: Path
@@ -23,6 +24,7 @@ class Place:
     begin: Callable[[], None] = lambda: None
     end: Callable[[], None] = lambda: None
     report: Callable[[int], None] = lambda _busy: None
+    failed: Callable[[], None] = lambda: None
 
     def __enter__(self) -> Place:
         self.begin()

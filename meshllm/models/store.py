@@ -102,6 +102,7 @@ class Store:
         self._say = say
         self._read: dict[Path, tuple[object, Model | None]] = {}
         self._extra: dict[str, Model] = {}
+        self._left_out: set[str] = set()
         self.models: dict[str, Model] = {}  # fingerprint in hexadecimal
 
     def add(self, model: Model) -> str:
@@ -110,6 +111,11 @@ class Store:
         self._extra[fingerprint] = model
         self.models[fingerprint] = model
         return fingerprint
+
+    def leave_out(self, fingerprint: str) -> None:
+        """From now on."""
+        self._left_out.add(fingerprint)
+        self.models = {f: model for f, model in self.models.items() if f != fingerprint}
 
     def scan(self) -> bool:
         """Whether anything has changed. A file that is still being written counts when it is whole."""
@@ -122,7 +128,7 @@ class Store:
             if model := entry[1]:
                 found[model.fingerprint().hex()] = model
         self._read = read
-        found |= self._extra
+        found = {f: model for f, model in (found | self._extra).items() if f not in self._left_out}
         changed = found.keys() != self.models.keys()
         self.models = found
         return changed

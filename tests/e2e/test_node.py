@@ -81,6 +81,15 @@ def test_second_worker_of_the_same_user_serves_too(seed: MeshLlm) -> None:
         assert other.api.engine_status()["stages"] == []
 
 
+def test_a_node_that_cannot_run_the_model_leaves_it_to_others(seed: MeshLlm) -> None:
+    """Nobody named it there: the node is still of use."""
+    with MeshLlm("--join", invite(seed), "--", "--no-such-option", data=seed.data) as other:
+        other.wait_output("this node leaves the model to others")
+        assert other.ready().api.complete("Hi", 4)["tokens_predicted"] == 4
+    with MeshLlm("--join", invite(seed), "--model", "smollm2", "--", "--no-such-option", data=seed.data) as other:
+        assert other.wait() == 2 and "cannot serve SmolLM2" in other.output().splitlines()[-1]
+
+
 def test_tokens_end_and_are_revoked(seed: MeshLlm) -> None:
     good, taken_back = invite(seed, "--expires", "24h"), invite(seed)
     assert seed.command("token", "--revoke", taken_back).returncode == 0

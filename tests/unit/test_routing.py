@@ -81,6 +81,8 @@ def test_loads_count_what_goes_through_here_and_what_others_bring() -> None:
     assert loads.of("x") == 5
     loads.end("x")
     assert loads.of("x") == 4
+    loads.fail("x")
+    assert loads.of("x") > 100
     now[0] = 60.0
     assert loads.of("x") == 1
     loads.end("x")
