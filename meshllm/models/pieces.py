@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 import shutil
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +102,7 @@ class Assembly:
         self._layout = layout
         self._folder = partial_folder() / fingerprint[:32]
         self._fds: list[int] = []
+        self._open = threading.Lock()  # a write in a thread that nobody waits for any more finds its file open, or none
 
     def __enter__(self) -> Assembly:
         """Raises ModelError when there is no space, BlockingIOError when another process has it."""
@@ -118,9 +120,10 @@ class Assembly:
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        for fd in (*self._fds, self._lock):
-            os.close(fd)
-        self._fds.clear()
+        with self._open:
+            for fd in (*self._fds, self._lock):
+                os.close(fd)
+            self._fds.clear()
 
     def _need_space(self) -> None:
         here = sum(path.stat().st_blocks * 512 for path in self._folder.iterdir())
@@ -134,14 +137,16 @@ class Assembly:
 
     def has(self, number: int, sha256: str) -> bool:
         piece = self._layout.piece(number)
-        fd = self._fds[piece.file]
-        return digest(os.pread(fd, piece.size, piece.offset)) == sha256
+        with self._open:
+            data = os.pread(self._fds[piece.file], piece.size, piece.offset) if self._fds else b""
+        return digest(data) == sha256
 
     def write(self, number: int, data: bytes) -> None:
         piece = self._layout.piece(number)
         done = 0
-        while done < piece.size:
-            done += os.pwrite(self._fds[piece.file], data[done : piece.size], piece.offset + done)
+        with self._open:
+            while self._fds and done < piece.size:
+                done += os.pwrite(self._fds[piece.file], data[done : piece.size], piece.offset + done)
 
     def finish(self) -> list[Path]:
         """Gives the files their names. Raises ModelError when all pieces are right and the model is another."""
