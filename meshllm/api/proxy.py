@@ -15,7 +15,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from meshllm.api.access import KEY_HEADERS, Access, add_cors, middleware
 from meshllm.api.errors import error_response
-from meshllm.api.routing import Ask, UnknownModelError, read_ask
+from meshllm.api.routing import Ask, NotJsonError, UnknownModelError, read_ask
 from meshllm.api.target import Place, Served, Target
 
 HOLD_S = 60.0  # how long a request waits for an engine that is loading
@@ -66,7 +66,10 @@ def make_app(target: Target, access: Access) -> web.Application:
         body = await read_body(request)
         if isinstance(body, web.Response):
             return body
-        ask = await _read_ask(request, body)
+        try:
+            ask = await _read_ask(request, body)
+        except NotJsonError as error:
+            return error_response(400, "invalid_request_error", str(error))
         if request.method == "POST":
             target.note_request(ask)
         headers = end_to_end(request.headers)
@@ -141,9 +144,10 @@ async def read_body(request: web.Request) -> bytes | web.Response:
 
 async def _read_ask(request: web.Request, body: bytes) -> Ask:
     model = request.query.get("model", "")
+    is_json = bool(body) and request.content_type == "application/json"
     if len(body) > _READ_IN_THREAD:
-        return await asyncio.to_thread(read_ask, body, model)
-    return read_ask(body, model)
+        return await asyncio.to_thread(read_ask, body, model, is_json)
+    return read_ask(body, model, is_json)
 
 
 _HeaderChange = Callable[[CIMultiDict[str]], CIMultiDict[str]]

@@ -21,6 +21,10 @@ _FAILED = 1000  # requests that a server which has failed seems to have
 _REPORT_S = 10.0  # what a server said of its load counts for so long
 
 
+class NotJsonError(MeshLlmError):
+    pass
+
+
 class UnknownModelError(MeshLlmError):
     """The message names those that are served."""
 
@@ -34,11 +38,16 @@ class Ask:
     prefixes: tuple[bytes, ...] = ()
 
 
-def read_ask(body: bytes, query_model: str = "") -> Ask:
-    """Of a JSON body; anything else asks for nothing in particular."""
+def read_ask(body: bytes, query_model: str = "", must_be_json: bool = False) -> Ask:
+    """Of a JSON body; anything else asks for nothing in particular. Raises NotJsonError if it `must_be_json`."""
+    content: Any = {}
     try:
-        content = orjson.loads(body) if body.lstrip()[:1] == b"{" else {}
-    except orjson.JSONDecodeError:
+        if must_be_json or body.lstrip()[:1] == b"{":
+            content = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        if must_be_json:
+            raise NotJsonError(f"the body is not JSON: {error}") from None
+    if not isinstance(content, dict):
         content = {}
     model = content.get("model") or query_model
     return Ask(model if isinstance(model, str) else "", tuple(_prefixes(content)))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshllm.api.access import Access
-from meshllm.api.routing import Affinity, Ask, Candidate, Loads, UnknownModelError, find_model, read_ask
+from meshllm.api.routing import Affinity, Ask, Candidate, Loads, NotJsonError, UnknownModelError, find_model, read_ask
 
 SERVED = [("Qwen2.5-32B-Instruct-Q4_K_M", "a"), ("SmolLM2-135M-Instruct.Q4_1", "b")]
 
@@ -44,6 +44,13 @@ def test_the_model_of_a_request() -> None:
     assert read_ask(chat("hi"), "from-the-query").model == "from-the-query"
     assert read_ask(b"") == read_ask(b"--boundary") == read_ask(b"[1]") == read_ask(b"{broken") == Ask()
     assert read_ask(b'{"model": 5, "messages": 7}') == Ask()
+
+
+def test_a_body_that_says_it_is_json() -> None:
+    assert read_ask(b"[1]", must_be_json=True) == Ask()
+    for body in (b"{", b"[" * 5000, b"\xff", b'{"a": NaN}'):
+        with pytest.raises(NotJsonError, match="the body is not JSON"):
+            read_ask(body, must_be_json=True)
 
 
 @given(st.binary(max_size=200) | st.text(max_size=200).map(lambda t: f'{{"model":{t}}}'.encode()))
