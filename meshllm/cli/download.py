@@ -114,7 +114,7 @@ class _Shown:
         if file != self._file:
             self.end()
             self._file = file
-            self._bar = tqdm(total=total or None, initial=done, desc=file, unit="B", unit_scale=True, leave=True)
+            self._bar = tqdm(total=total or None, initial=done, desc=file, unit="B", unit_scale=True, position=0)
         bar = self._bar
         assert isinstance(bar, tqdm)
         bar.update(done - bar.n)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
+import pty
 import re
+import struct
 import subprocess
+import termios
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -166,6 +171,21 @@ def test_a_killed_download_is_resumed(hub: Hub, small: bytes) -> None:
     assert download(hub, REPOSITORY).returncode == 0
     assert hub.ranges == ["bytes=5000000-"]
     assert (models_folder() / "small-Q4_K_M.gguf").read_bytes() == small
+
+
+def test_a_terminal_gets_a_bar(hub: Hub) -> None:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+    env = os.environ | {"HF_ENDPOINT": hub.url}
+    with subprocess.Popen([MESH_LLM, "download", REPOSITORY], env=env, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        output = b""
+        with contextlib.suppress(OSError):  # the end of a terminal
+            while data := os.read(ours, 4096):
+                output += data
+        assert process.wait(30) == 0
+    os.close(ours)
+    assert re.search(rb"small-Q4_K_M.gguf: 100%.*[kM]B/s\]", output), output
 
 
 def test_a_url(hub: Hub, small: bytes) -> None:
