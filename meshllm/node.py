@@ -77,6 +77,7 @@ class Node:
         self._group: Group | None = None
         self._engine_task: asyncio.Task[None] | None = None
         self._said: dict[str, str] = {}
+        self._n_elections = 0
         self.started = asyncio.Event()
 
     # --- beginnings ---
@@ -286,6 +287,7 @@ class Node:
         self._group = group
         self._announce_serving(False)
         if group and self._worker:
+            self._n_elections += 1
             doors = [self._stage_door(node_id) for node_id in group.stages]
             self._engine_task = asyncio.create_task(self._worker.serve(group, doors), name="engine")
 
@@ -383,6 +385,7 @@ class Node:
         nodes += [describe_node(m.announcement, str(m.state), self._mesh.link(i)) for i, m in sorted(members.items())]
         engine = self._worker.engine if self._worker else None
         return {
+            "api": 1,
             "version": __version__,
             "node_id": self._id,
             "mesh_id": self._mesh.credentials.mesh,
@@ -394,7 +397,13 @@ class Node:
             "engine": engine.describe() if engine else None,
             "device_server": self._worker.server_counters() if self._worker else {},
             "reason": self.router.reason_for(Ask()),
+            "counts": {"elections": self._n_elections, "failures": self._mesh.membership.n_failures},
+            "latencies": self.router.latencies.describe(),
         }
+
+    async def describe_all(self) -> dict[str, Any]:
+        """With what every host tells of its engine, by node id."""
+        return self.describe() | {"engines": await self.router.engines()}
 
     def drop(self, name: str, undo: bool) -> str:
         """Stops a model in the whole mesh, or lets it be served again. Returns its name. Raises UnknownModelError."""

@@ -9,8 +9,11 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import aiohttp
+
 from meshllm.api import Ask, Place, Served, UnknownModelError
-from meshllm.api.proxy import MODEL_HEADER
+from meshllm.api.latencies import Latencies
+from meshllm.api.proxy import ENGINE_PATH, MODEL_HEADER
 from meshllm.api.routing import Affinity, Candidate, Loads, find_model
 from meshllm.mesh.announcement import ModelInfo
 from meshllm.mesh.bridge import Doors
@@ -18,11 +21,13 @@ from meshllm.mesh.network import Mesh
 from meshllm.mesh.plan import Assignment, Why
 from meshllm.mesh.rates import RequestRates
 from meshllm.mesh.transport import StreamKind
+from meshllm.status import checked_engine
 
 if TYPE_CHECKING:
     from meshllm.worker import Worker
 
 _POLL_S = 0.1
+_TELL_S = 2.0  # for a host to tell of its engine
 _FAR_S = 1.0  # of who is not linked yet
 
 
@@ -38,6 +43,7 @@ class Router:
         self.plan: Sequence[Assignment] = ()
         self.draining = False
         self.rates = RequestRates()
+        self.latencies = Latencies()
         self._loads = Loads(time.monotonic)
         self._affinity = Affinity()
 
@@ -101,6 +107,30 @@ class Router:
         while await self.place_for(Ask(), 0) is None:  # noqa: ASYNC110 - many things may bring it about
             await asyncio.sleep(_POLL_S)
 
+    async def engines(self) -> dict[str, Any]:
+        """What every host that is ready tells of its engine, by node id; those that do not answer are left out."""
+        own = self.describe()["engine"]
+        others = sorted({i for hosts in self._hosts().values() for i in hosts if i != self._me})
+        told = await asyncio.gather(*(self._engine_of(node_id) for node_id in others))
+        found = {self._me: checked_engine(own)} | dict(zip(others, told, strict=True))
+        return {node_id: engine for node_id, engine in found.items() if engine}
+
+    async def _engine_of(self, node_id: str) -> Any:
+        path = await self._door(node_id)
+        timeout = aiohttp.ClientTimeout(total=_TELL_S)
+        with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError, ValueError):
+            async with (
+                aiohttp.ClientSession(connector=aiohttp.UnixConnector(path=str(path)), timeout=timeout) as session,
+                session.get(f"http://host{ENGINE_PATH}") as response,
+            ):
+                return checked_engine(await response.json())
+        return None
+
+    async def _door(self, node_id: str) -> Path:
+        path = self._folder / f"http-{node_id[:16]}.sock"
+        await self._doors.open(path, lambda: self._mesh.open(node_id, StreamKind.HTTP))
+        return path
+
     def _own_socket(self) -> Path | None:
         worker = self._worker
         if worker is None or worker.engine is None or not worker.ready or self.draining or worker.engine.stage_lost:
@@ -157,9 +187,7 @@ class Router:
     async def _place(self, node_id: str, fingerprint: str) -> Place:
         if node_id == self._me and (socket := self._own_socket()):
             return self._counted(self._me, socket, {})
-        path = self._folder / f"http-{node_id[:16]}.sock"
-        await self._doors.open(path, lambda: self._mesh.open(node_id, StreamKind.HTTP))
-        return self._counted(node_id, path, {MODEL_HEADER: fingerprint})
+        return self._counted(node_id, await self._door(node_id), {MODEL_HEADER: fingerprint})
 
     def _counted(self, node_id: str, socket: Path, headers: dict[str, str]) -> Place:
         loads = self._loads
@@ -184,6 +212,10 @@ class InnerTarget:
 
     def reason_for(self, ask: Ask) -> str:
         return self._router.reason_for(Ask())
+
+    @property
+    def latencies(self) -> Latencies:
+        return Latencies()  # those of the node that was asked first count
 
     @property
     def busy(self) -> int:

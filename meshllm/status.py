@@ -43,3 +43,27 @@ def describe_model(assignment: Assignment) -> dict[str, Any]:
         ],
         "reasons": {i: str(why) for i, why in assignment.reasons.items()},
     }
+
+
+def checked_engine(value: Any) -> dict[str, Any] | None:
+    """What another node tells of its engine, as far as it is shown; None where it is anything else."""
+    try:
+        speculation = value["speculation"]
+        return {
+            "state": str(value["state"])[:80],
+            "model": {"name": str(value["model"]["name"])[:80], "n_layers": int(value["model"]["n_layers"])},
+            "n_ctx": int(value["n_ctx"]),
+            "host_layers": int(value["host"]["n_layers"]),
+            "stage_layers": [int(stage["n_layers"]) for stage in value["stages"][:64]],
+            "tokens": {kind: int(value["tokens"][kind]) for kind in ("prompt", "generated")},
+            "tokens_per_s": float(value["tokens_per_s"]),
+            "speculation": speculation
+            and {
+                "draft": str(speculation["draft"])[:80],
+                "drafted": int(speculation["drafted"]),
+                "accepted": int(speculation["accepted"]),
+                "tokens_per_step": float(speculation["tokens_per_step"]),
+            },
+        }
+    except (KeyError, TypeError, ValueError):
+        return None

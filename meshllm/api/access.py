@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -70,7 +70,9 @@ def _is_address(name: str) -> bool:
     return True
 
 
-def middleware(access: Access) -> Middleware:
+def middleware(access: Access, public: Collection[str]) -> Middleware:
+    """`public` paths need no key."""
+
     @web.middleware
     async def check(request: web.Request, handler: _Handler) -> web.StreamResponse:
         origin = request.headers.get("Origin")
@@ -82,7 +84,7 @@ def middleware(access: Access) -> Middleware:
         request[_ADMITTED] = origin
         if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
             return _preflight(request)
-        if request.path != "/health" and not access.admits_key(request.headers):
+        if request.path not in public and not access.admits_key(request.headers):
             response = error_response(401, "authentication_error", "give the API key as: Authorization: Bearer KEY")
             response.headers["WWW-Authenticate"] = "Bearer"
             return response

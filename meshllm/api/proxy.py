@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from pathlib import Path
 
 import aiohttp
@@ -24,6 +24,7 @@ _RETRY_S = 0.1
 _READ_IN_THREAD = 1 << 20  # bytes of JSON that would hold up the event loop
 # From node to node, and never further:
 MODEL_HEADER = "Mesh-LLM-Model"  # the fingerprint that the asking node thinks the host serves
+ENGINE_PATH = "/mesh/engine"  # what a host tells of its engine
 _ASK_AGAIN = "Mesh-LLM-Ask-Again"  # this host has no engine for it at present
 _BUSY = "Mesh-LLM-Busy"  # requests in work at the host
 _OURS = "mesh-llm-"
@@ -59,8 +60,10 @@ class _Upstreams:
 _UPSTREAMS = web.AppKey("upstreams", _Upstreams)
 
 
-def make_app(target: Target, access: Access) -> web.Application:
-    """The endpoint of people and programs."""
+def make_app(
+    target: Target, access: Access, routes: Sequence[web.RouteDef] = (), public: Collection[str] = ()
+) -> web.Application:
+    """The endpoint of people and programs. `routes` come before its own; `public` paths need no key."""
 
     async def forward(request: web.Request) -> web.StreamResponse:
         body = await read_body(request)
@@ -94,9 +97,10 @@ def make_app(target: Target, access: Access) -> web.Application:
     async def status(_request: web.Request) -> web.Response:
         return web.json_response(body=orjson.dumps(target.describe()))
 
-    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[middleware(access)])
+    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[middleware(access, {"/health", *public})])
     app.on_response_prepare.append(add_cors)
     app.cleanup_ctx.append(_with_upstreams)
+    app.router.add_routes(routes)
     app.router.add_get("/mesh/status", status)
     app.router.add_get("/v1/models", models)
     app.router.add_get("/models", models)
@@ -122,8 +126,12 @@ def make_inner_app(target: Target) -> web.Application:
 
         return await _pass_on_somewhere(request, body, ask, headers, target, 0.0, answer_headers)
 
+    async def engine(_request: web.Request) -> web.Response:
+        return web.json_response(body=orjson.dumps(target.describe()["engine"]))
+
     app = web.Application(client_max_size=MAX_BODY_BYTES)
     app.cleanup_ctx.append(_with_upstreams)
+    app.router.add_get(ENGINE_PATH, engine)
     app.router.add_route("*", "/{path:.*}", forward)
     return app
 
@@ -193,6 +201,7 @@ async def pass_on(
     Raises aiohttp.ClientError as long as nothing of the answer has been sent.
     """
     headers = CIMultiDict([*headers.items(), *place.headers.items()])
+    began, counted = time.monotonic(), request.method == "POST"
     async with (
         request.app[_UPSTREAMS]
         .session(place.socket)
@@ -212,6 +221,8 @@ async def pass_on(
         if "Content-Length" not in upstream.headers and request.method != "HEAD":
             response.enable_chunked_encoding()
         await response.prepare(request)
+        if counted:
+            target.latencies.first_byte.observe(time.monotonic() - began)
         try:
             async for chunk in upstream.content.iter_any():
                 await response.write(chunk)
@@ -222,6 +233,8 @@ async def pass_on(
             raise asyncio.CancelledError from None
         with contextlib.suppress(ConnectionError):
             await response.write_eof()
+        if counted:
+            target.latencies.answer.observe(time.monotonic() - began)
         return response
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
+from meshllm.api.latencies import Latencies
 from meshllm.api.routing import Ask
 
 
@@ -48,6 +49,11 @@ class Served:
 
 class Target(Protocol):
     """Who serves requests now."""
+
+    @property
+    def latencies(self) -> Latencies:
+        """Of POST requests at this endpoint."""
+        ...
 
     def reason_for(self, ask: Ask) -> str:
         """Why nobody serves it."""

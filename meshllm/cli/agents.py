@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,9 +19,28 @@ def launch_lines(url: str, models: Sequence[str]) -> list[str]:
     """`url` ends in /v1."""
     if not models:
         return []
-    base = url.removesuffix("/v1")
-    goose = f"GOOSE_PROVIDER=openai OPENAI_HOST={base} OPENAI_API_KEY=mesh-llm GOOSE_MODEL={models[0]} goose session"
-    return [f"pi:    pi --provider {_PROVIDER} --model {models[0]}   (once: mesh-llm agents)", f"goose: {goose}"]
+    pi, goose = _commands(url, models[0])
+    return [f"pi:    {pi}   (once: mesh-llm agents)", f"goose: {goose}"]
+
+
+def _commands(url: str, model: str) -> tuple[str, str]:
+    """Names of models are others' text: quoted for the shell."""
+    base, name = url.removesuffix("/v1"), shlex.quote(model)
+    goose = f"GOOSE_PROVIDER=openai OPENAI_HOST={base} OPENAI_API_KEY=mesh-llm GOOSE_MODEL={name} goose session"
+    return f"pi --provider {_PROVIDER} --model {name}", goose
+
+
+def snippets(url: str, models: Sequence[str]) -> list[dict[str, str]]:
+    """What the dashboard offers to copy: title and text."""
+    if not models:
+        return []
+    pi, goose = _commands(url, models[0])
+    config = orjson.dumps(pi_models(url, models), option=orjson.OPT_INDENT_2).decode()
+    return [
+        {"title": "pi", "text": pi},
+        {"title": "~/.pi/agent/models.json for pi", "text": config},
+        {"title": "goose", "text": goose},
+    ]
 
 
 def pi_models(url: str, models: Sequence[str]) -> dict[str, Any]:

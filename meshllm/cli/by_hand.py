@@ -9,6 +9,7 @@ from typing import Any
 
 from meshllm import rpc
 from meshllm.api import Access, Ask, Place, Served, make_app
+from meshllm.api.latencies import Latencies
 from meshllm.api.routing import find_model
 from meshllm.cli.endpoint import access_of, bind, serving, until_signal, url_of
 from meshllm.cli.output import Output, open_engine_log
@@ -28,6 +29,7 @@ class _ByHand:
         model = engine.plan.model
         self._model = Served(model.name, model.fingerprint().hex(), model.size_bytes, model.n_layers)
         self.busy = 0
+        self.latencies = Latencies()
 
     def reason_for(self, ask: Ask) -> str:
         return self._engine.reason

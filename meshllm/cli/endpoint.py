@@ -16,12 +16,12 @@ from typing import Any
 from aiohttp import web
 
 from meshllm.api import Access
-from meshllm.cli.serve import ServeConfig
+from meshllm.cli.serve import ServeConfig, is_loopback
 from meshllm.errors import MeshLlmError
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """Before anything else is started. Raises MeshLlmError."""
+def bind(host: str, port: int, option: str = "--port") -> socket.socket:
+    """Before anything else is started. `option` chooses the port. Raises MeshLlmError."""
     try:
         family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, proto)
@@ -34,13 +34,12 @@ def bind(host: str, port: int) -> socket.socket:
         return listener
     except (OSError, OverflowError) as error:
         if getattr(error, "errno", None) == errno.EADDRINUSE or "in use" in str(error):
-            raise MeshLlmError(f"port {port} is in use; choose another with --port") from None
+            raise MeshLlmError(f"port {port} is in use; choose another with {option}") from None
         raise MeshLlmError(f"cannot listen on {host} port {port}: {error}") from None
 
 
 def access_of(config: ServeConfig) -> Access:
-    local = config.host == "localhost" or config.host.startswith("127.") or config.host == "::1"
-    return Access(config.api_key, config.cors_origin, local)
+    return Access(config.api_key, config.cors_origin, is_loopback(config.host) and is_loopback(config.console_host))
 
 
 def url_of(listener: socket.socket) -> str:

@@ -7,15 +7,17 @@ import contextlib
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import orjson
 from aiohttp import web
 
 from meshllm.api import Access, make_app, make_inner_app
-from meshllm.cli.agents import launch_lines
+from meshllm.cli.agents import launch_lines, snippets
 from meshllm.cli.endpoint import access_of, bind, serving, until_signal, url_of
 from meshllm.cli.output import Output, open_engine_log
 from meshllm.cli.serve import ServeConfig
+from meshllm.console import make_console
 from meshllm.errors import MeshLlmError
 from meshllm.mesh.identity import Identity, IdentityFile, data_folder, make_identity
 from meshllm.mesh.state import MeshState
@@ -29,6 +31,9 @@ async def serve_node(config: ServeConfig) -> None:
     with contextlib.ExitStack() as stack:
         token = decode(config.join, time.time()) if config.join else None
         listener = stack.enter_context(contextlib.closing(bind(config.host, config.port)))
+        console = None
+        if config.console is not None:
+            console = stack.enter_context(contextlib.closing(bind(config.console_host, config.console, "--console")))
         log_file = stack.enter_context(open_engine_log(output, config.engine_log))
         identity, state = _identity(config, stack)
         worker = None
@@ -57,7 +62,7 @@ async def serve_node(config: ServeConfig) -> None:
             config.tensor_split or (),
         )
         node = Node(node_config, identity, state, worker, output.say)
-        await until_signal(_run(node, token, listener, access_of(config), output))
+        await until_signal(_run(node, token, listener, console, access_of(config), output))
 
 
 def _advertised(config: ServeConfig) -> tuple[str, ...]:
@@ -86,19 +91,43 @@ def _identity(config: ServeConfig, stack: contextlib.ExitStack) -> tuple[Identit
     return identity, MeshState(path.with_name(path.name + ".mesh.json"))
 
 
-async def _run(node: Node, token: Token | None, listener: socket.socket, access: Access, output: Output) -> None:
+async def _run(
+    node: Node,
+    token: Token | None,
+    listener: socket.socket,
+    console: socket.socket | None,
+    access: Access,
+    output: Output,
+) -> None:
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(serving(make_app(node.router, access), listener))
         inner = make_inner_app(InnerTarget(node.router))
         await stack.enter_async_context(serving(inner, node.folder / "api.sock"))
+        if console:
+            app = make_console(_Told(node, listener), node.router, access)
+            await stack.enter_async_context(serving(app, console))
+            output.say(f"the console is at {url_of(console).removesuffix('/v1')}")
         with contextlib.suppress(OSError):  # a path that is too long: the node runs, `mesh-llm status` does not
             where = control_socket(listener.getsockname()[1])
-            await stack.enter_async_context(serving(_control_app(node), where))
+            await stack.enter_async_context(serving(_control_app(node, _Told(node, listener)), where))
         announced = asyncio.create_task(_announce(node, token, listener, access, output), name="announce")
         try:
             await node.run()
         finally:
             announced.cancel()
+
+
+class _Told:
+    """What the node tells its user and the dashboard; only the command knows where its API is."""
+
+    def __init__(self, node: Node, listener: socket.socket) -> None:
+        self._node, self._listener = node, listener
+        self.make_token, self.drop = node.make_token, node.drop
+
+    async def describe_all(self) -> dict[str, Any]:
+        status = await self._node.describe_all()
+        where = {"api_port": self._listener.getsockname()[1]}
+        return status | where | {"agents": snippets(url_of(self._listener), status["served"])}
 
 
 async def _announce(node: Node, token: Token | None, listener: socket.socket, access: Access, output: Output) -> None:
@@ -120,9 +149,9 @@ def control_socket(port: int) -> Path:
     return folder / f"{port}.sock"
 
 
-def _control_app(node: Node) -> web.Application:
+def _control_app(node: Node, told: _Told) -> web.Application:
     async def status(_request: web.Request) -> web.Response:
-        return web.json_response(body=orjson.dumps(node.describe()))
+        return web.json_response(body=orjson.dumps(await told.describe_all()))
 
     async def token(request: web.Request) -> web.Response:
         try:

@@ -29,6 +29,8 @@ class ServeConfig:
     no_draft: bool
     no_fetch: bool
     api_key: str
+    console: int | None
+    console_host: str
     cors_origin: tuple[str, ...]
     max_vram: float | None
     stages: tuple[str, ...]
@@ -79,6 +81,15 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 )
 @click.option("--draft-max", default=8, show_default=True, type=click.IntRange(min=1), help="Tokens guessed at a time.")
 @click.option("--no-draft", is_flag=True, help="No guessing ahead.")
+@click.option(
+    "--console", is_flag=False, flag_value=3131, type=int, metavar="[PORT]", help="A dashboard; default port: 3131."
+)
+@click.option(
+    "--console-host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address of the dashboard; one that others reach needs --api-key.",
+)
 @click.option("--api-key", default="", help="Whoever uses the API has to give it.")
 @click.option(
     "--cors-origin",
@@ -111,6 +122,8 @@ def serve(**options: object) -> None:
         raise click.UsageError("--client takes no --model; the mesh has its models")
     if len(config.model) > 1 and config.stages:
         raise click.UsageError("--stage serves one --model")
+    if config.console is not None and not is_loopback(config.console_host) and not config.api_key:
+        raise click.UsageError("--console-host beyond this machine needs --api-key KEY")
     if config.draft and config.no_draft:
         raise click.UsageError("--draft and --no-draft exclude each other")
     if config.stages and (config.join or config.client or config.split):
@@ -120,6 +133,10 @@ def serve(**options: object) -> None:
     else:
         from meshllm.cli.run_node import serve_node as work
     runner()(work(config))
+
+
+def is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def runner() -> Callable[[Coroutine[Any, Any, None]], None]:

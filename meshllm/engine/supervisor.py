@@ -28,6 +28,8 @@ _STEADY_S = 60.0  # healthy for so long, a crash counts as the first again
 _MAX_FAILED_STARTS = 3
 _FOLDER_PREFIX = "mesh-llm-"
 _DRAFT_LINE = re.compile(r"draft acceptance = \S+ \(\s*(\d+) accepted /\s*(\d+) generated\), mean len =\s+([\d.]+)")
+_SPEED_LINE = re.compile(r"print_timing: .*\| +(prompt )?eval time = +([\d.]+) ms / +(\d+) tokens")
+_CONTEXT_LINE = re.compile(r"llama_context: n_ctx +=\s+(\d+)")
 _BUFFER_LINE = re.compile(r"load_tensors:\s+(\S+) model buffer size =\s+([\d.]+ MiB)")
 
 
@@ -62,6 +64,8 @@ class Engine:
         self.first_ready = asyncio.Event()
         self._ready = asyncio.Event()
         self._buffers: dict[str, str] = {}
+        self._n_ctx, self._tokens_per_s = 0, 0.0
+        self._tokens = {"prompt": 0, "generated": 0}
         self._drafted, self._accepted, self._steps = 0, 0, 0.0
         remove_stale_folders()
         self._folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-"))
@@ -101,6 +105,9 @@ class Engine:
             "model": model,
             "host": {"device": plan.host_device, "n_layers": plan.host_layers},
             "stages": stages,
+            "n_ctx": self._n_ctx,
+            "tokens": self._tokens,
+            "tokens_per_s": self._tokens_per_s,
             "speculation": self._describe_speculation(),
         }
 
@@ -241,12 +248,18 @@ class Engine:
     # --- what is loaded where ---
 
     def _read_line(self, line: str) -> None:
-        if match := _DRAFT_LINE.search(line):
+        if match := _SPEED_LINE.search(line):
+            self._tokens["prompt" if match[1] else "generated"] += int(match[3])
+            if not match[1] and float(match[2]) > 0:
+                self._tokens_per_s = round(int(match[3]) / float(match[2]) * 1000, 1)
+        elif (match := _CONTEXT_LINE.search(line)) and not self._n_ctx:
+            self._n_ctx = int(match[1])
+        elif match := _DRAFT_LINE.search(line):
             accepted, mean_length = int(match[1]), float(match[3])
             self._accepted += accepted
             self._drafted += int(match[2])
             self._steps += accepted / (mean_length - 1) if mean_length > 1 else 0.0
-        if match := _BUFFER_LINE.search(line):
+        elif match := _BUFFER_LINE.search(line):
             self._buffers[match[1]] = match[2]
             if not self.plan.stages:
                 self._progress(f"loading {self.plan.model.name}{self._where()}")

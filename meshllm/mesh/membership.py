@@ -79,6 +79,7 @@ class Membership:
         self.outbox: deque[tuple[str, bytes]] = deque()
         self.changed = True  # the view, since the user of this last set it to False
         self.leaving = False
+        self.n_failures = 0  # members found dead
         self._rng = rng
         self._now = now
         self._last_tick = now
@@ -328,6 +329,7 @@ class Membership:
             self._spread(self.me.node_id)
 
     def _set_state(self, node_id: str, member: Member, state: State) -> None:
+        self.n_failures += state is State.DEAD and member.state is not State.DEAD
         member.state = state
         member.since = self._now
         if state is State.ALIVE:
