@@ -116,11 +116,11 @@ class Router:
         return {node_id: engine for node_id, engine in found.items() if engine}
 
     async def _engine_of(self, node_id: str) -> Any:
-        path = await self._door(node_id)
         timeout = aiohttp.ClientTimeout(total=_TELL_S)
         with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError, ValueError):
+            connector = aiohttp.UnixConnector(path=str(await self._door(node_id)))
             async with (
-                aiohttp.ClientSession(connector=aiohttp.UnixConnector(path=str(path)), timeout=timeout) as session,
+                aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
                 session.get(f"http://host{ENGINE_PATH}") as response,
             ):
                 return checked_engine(await response.json())
