@@ -13,7 +13,7 @@ import orjson
 from aiohttp import web
 
 from meshllm.api import Access, make_app, make_inner_app
-from meshllm.cli.agents import launch_lines, snippets
+from meshllm.cli.agents import NO_KEY, OWN_KEY, launch_lines, snippets
 from meshllm.cli.endpoint import access_of, bind, serving, until_signal, url_of
 from meshllm.cli.output import Output, open_engine_log
 from meshllm.cli.serve import ServeConfig
@@ -99,18 +99,18 @@ async def _run(
     access: Access,
     output: Output,
 ) -> None:
+    told = _Told(node, listener, access)
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(serving(make_app(node.router, access), listener))
         inner = make_inner_app(InnerTarget(node.router))
         await stack.enter_async_context(serving(inner, node.folder / "api.sock"))
         if console:
-            app = make_console(_Told(node, listener), node.router, access)
-            await stack.enter_async_context(serving(app, console))
+            await stack.enter_async_context(serving(make_console(told, node.router, access), console))
             output.say(f"the console is at {url_of(console).removesuffix('/v1')}")
         with contextlib.suppress(OSError):  # a path that is too long: the node runs, `mesh-llm status` does not
             where = control_socket(listener.getsockname()[1])
-            await stack.enter_async_context(serving(_control_app(node, _Told(node, listener)), where))
-        announced = asyncio.create_task(_announce(node, token, listener, access, output), name="announce")
+            await stack.enter_async_context(serving(_control_app(node, told), where))
+        announced = asyncio.create_task(_announce(node, token, told, output), name="announce")
         try:
             await node.run()
         finally:
@@ -120,25 +120,28 @@ async def _run(
 class _Told:
     """What the node tells its user and the dashboard; only the command knows where its API is."""
 
-    def __init__(self, node: Node, listener: socket.socket) -> None:
-        self._node, self._listener = node, listener
+    def __init__(self, node: Node, listener: socket.socket, access: Access) -> None:
+        self._node = node
+        self.url = url_of(listener)
+        self._port = listener.getsockname()[1]
+        self.key = OWN_KEY if access.api_key else NO_KEY
+        self.open_to_all = not access.local and not access.api_key
         self.make_token, self.drop = node.make_token, node.drop
 
     async def describe_all(self) -> dict[str, Any]:
         status = await self._node.describe_all()
-        where = {"api_port": self._listener.getsockname()[1]}
-        return status | where | {"agents": snippets(url_of(self._listener), status["served"])}
+        return status | {"api_port": self._port, "agents": snippets(self.url, status["served"], self.key)}
 
 
-async def _announce(node: Node, token: Token | None, listener: socket.socket, access: Access, output: Output) -> None:
+async def _announce(node: Node, token: Token | None, told: _Told, output: Output) -> None:
     await node.started.wait()
-    if not access.local and not access.api_key:
-        output.say(f"whoever reaches {url_of(listener)} may use it; --api-key KEY asks for a key")
+    if told.open_to_all:
+        output.say(f"whoever reaches {told.url} may use it; --api-key KEY asks for a key")
     if token is None:
         output.say(f"invite others: mesh-llm --join {node.make_token()}")
     await node.router.wait_served()
-    output.say(f"the API is at {url_of(listener)}")
-    for line in launch_lines(url_of(listener), [model.name for model in node.router.served()]):
+    output.say(f"the API is at {told.url}")
+    for line in launch_lines(told.url, [model.name for model in node.router.served()], told.key):
         output.say(line)
 
 

@@ -75,7 +75,12 @@ def make_console(node: ConsoleNode, target: Target, access: Access) -> web.Appli
             board.viewers -= 1
 
     async def token(request: web.Request) -> web.StreamResponse:
-        return _guarded(request) or web.json_response({"token": node.make_token()})
+        if refused := _guarded(request):
+            return refused
+        try:
+            return web.json_response({"token": node.make_token()})
+        except MeshLlmError as error:
+            return error_response(503, "unavailable_error", str(error))
 
     async def drop(request: web.Request) -> web.StreamResponse:
         if refused := _guarded(request):

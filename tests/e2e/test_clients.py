@@ -191,9 +191,21 @@ def test_the_key_guards_every_path_but_health(model: Path) -> None:
         for path in ("/mesh/status", "/v1/models", "/completion", "/anything"):
             assert node.api.status_of(path)[0] == 401
         assert node.api.healthy()
+        assert "OPENAI_API_KEY=YOUR_API_KEY" in node.command("agents").stdout and "s3cret" not in node.output()
         with openai.OpenAI(base_url=base, api_key="s3cret") as right:
             assert right.models.list().data[0].id == NAME
             assert right.completions.create(model=NAME, prompt="Hi", max_tokens=2).choices
+
+
+def test_agents_are_told_how(nodes: dict[str, MeshLlm]) -> None:
+    node = nodes["worker"]
+    told = node.command("agents").stdout
+    assert f"pi --provider mesh-llm --model {NAME}" in told and f"GOOSE_MODEL={NAME} goose session" in told
+    config = json.loads(told[told.index("{") : told.rindex("}") + 1])["providers"]["mesh-llm"]
+    assert config["models"] == [{"id": NAME}]
+    with openai.OpenAI(base_url=config["baseUrl"], api_key=config["apiKey"]) as client:
+        assert client.models.list().data[0].id == NAME
+    assert f"GOOSE_MODEL={NAME}" in node.output()
 
 
 def test_pages_of_others_are_refused(nodes: dict[str, MeshLlm]) -> None:

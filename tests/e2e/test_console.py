@@ -233,6 +233,7 @@ def test_metrics(mesh: dict[str, Any]) -> None:
         async with aiohttp.ClientSession() as session, session.get(mesh["url"] + "/metrics") as response:
             return await response.text()
 
+    mesh["nodes"]["viewer"].api.complete("Hi", 2)
     text = run(read())
     assert 'mesh_llm_nodes{state="alive"} 4.0' in text
     assert re.search(r'mesh_llm_peer_received_bytes_total\{peer="[0-9a-f]{16}"\} [1-9]', text)
