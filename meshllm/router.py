@@ -108,9 +108,9 @@ class Router:
             await asyncio.sleep(_POLL_S)
 
     async def engines(self) -> dict[str, Any]:
-        """What every host that is ready tells of its engine, by node id; those that do not answer are left out."""
+        """What every host tells of its engine, also while it loads; those that do not answer are left out."""
         own = self.describe()["engine"]
-        others = sorted({i for hosts in self._hosts().values() for i in hosts if i != self._me})
+        others = sorted(i for i, n in self._mesh.membership.present().items() if n.serving and i != self._me)
         told = await asyncio.gather(*(self._engine_of(node_id) for node_id in others))
         found = {self._me: checked_engine(own)} | dict(zip(others, told, strict=True))
         return {node_id: engine for node_id, engine in found.items() if engine}

@@ -45,6 +45,13 @@ def describe_model(assignment: Assignment) -> dict[str, Any]:
     }
 
 
+def _loaded(stage: dict[str, Any]) -> float:
+    """The part of its weights that a stage has."""
+    counters, expected = stage["counters"], int(stage["weight_bytes"])
+    here = int(counters["weight_bytes_local"]) + int(counters["weight_bytes_sent"]) if counters else 0
+    return round(min(1.0, here / expected), 2) if expected > 0 else 1.0
+
+
 def checked_engine(value: Any) -> dict[str, Any] | None:
     """What another node tells of its engine, as far as it is shown; None where it is anything else."""
     try:
@@ -55,6 +62,7 @@ def checked_engine(value: Any) -> dict[str, Any] | None:
             "n_ctx": int(value["n_ctx"]),
             "host_layers": int(value["host"]["n_layers"]),
             "stage_layers": [int(stage["n_layers"]) for stage in value["stages"][:64]],
+            "stage_loaded": [_loaded(stage) for stage in value["stages"][:64]],
             "tokens": {kind: int(value["tokens"][kind]) for kind in ("prompt", "generated")},
             "tokens_per_s": float(value["tokens_per_s"]),
             "speculation": speculation

@@ -149,13 +149,21 @@ def test_the_picker_lights_nodes_and_chooses_for_the_chat(page: Page, mesh: dict
     other = first | {"name": "other", "groups": [{"host": ids["second"], "stages": [], "shares": [1.0]}]}
     waiting = first | {"name": "huge", "groups": [], "need_bytes": 22_000_000_000, "have_bytes": 15_000_000_000}
     coming = first | {"name": "coming", "fingerprint": "c" * 64}
-    status["models"] += [other, waiting, coming]
+    seed, stages = status["nodes"][1], [node["id"] for node in status["nodes"][2:]]
+    group = {"host": seed["id"], "stages": stages, "shares": [0.3, 0.3, 0.4]}
+    status["models"] += [other, waiting, coming, first | {"name": "loading", "groups": [group]}]
+    status["engines"][seed["id"]] = status["engines"][first["groups"][0]["host"]] | {"stage_loaded": [0.25, 1.0]}
+    seed["serving"] = []
     status["served"].append("other")
     status["nodes"][1]["fetching"] = {"c" * 64: 0.4}
     body = f"data: {json.dumps(status)}\n\n"
     page.route("**/api/events", lambda route: route.fulfill(body=body, content_type="text/event-stream"))
     page.reload()
     expect(page.locator("#progress")).to_contain_text("huge: waiting for memory, 7.0 GB of 22.0 GB missing")
+    names = [node["name"] for node in status["nodes"]]
+    expect(page.locator("#progress")).to_contain_text(
+        f"loading is loading on {names[1]} ({names[2]} 25 %, {names[3]} 100 %)"
+    )
     expect(page.locator("#progress")).to_contain_text(f"{status['nodes'][1]['name']} gets coming: 40 %")
     page.get_by_label("other").check()
     expect(page.locator("#bar li.lit")).to_have_count(1)

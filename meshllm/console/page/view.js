@@ -59,18 +59,18 @@ function drawProgress(status) {
     for (const group of model.groups) {
       const host = status.nodes.find((node) => node.id === group.host);
       if (host && !host.serving.some((serving) => serving.ready))
-        lines.push(`${model.name} is loading on ${host.name}${status.engine && host.id === status.node_id ? loaded(status.engine) : ""}`);
+        lines.push(`${model.name} is loading on ${host.name}${loaded(status, group)}`);
     }
   }
   byId("progress").replaceChildren(...lines.map((line) => element("span", {}, line, element("br"))));
 }
 
-function loaded(engine) {
-  const parts = engine.stages.map((stage) => {
-    const bytes = stage.counters ? stage.counters.weight_bytes_local + stage.counters.weight_bytes_sent : 0;
-    return `${stage.name} ${stage.weight_bytes ? percent(Math.min(1, bytes / stage.weight_bytes)) : "-"}`;
-  });
-  return parts.length ? ` (${parts.join(", ")})` : "";
+// How much of its weights each stage has.
+function loaded(status, group) {
+  const engine = status.engines[group.host];
+  if (!engine || engine.stage_loaded.length !== group.stages.length) return "";
+  const names = group.stages.map((id) => status.nodes.find((node) => node.id === id)?.name ?? "?");
+  return names.length ? ` (${names.map((name, i) => `${name} ${percent(engine.stage_loaded[i])}`).join(", ")})` : "";
 }
 
 function drawTable(id, head, rows) {
