@@ -383,7 +383,6 @@ class Node:
         members = self._mesh.membership.members()
         nodes = [describe_node(self._mesh.membership.me, "alive", None)]
         nodes += [describe_node(m.announcement, str(m.state), self._mesh.link(i)) for i, m in sorted(members.items())]
-        engine = self._worker.engine if self._worker else None
         return {
             "api": 1,
             "version": __version__,
@@ -394,7 +393,7 @@ class Node:
             "models": [describe_model(a) for a in self.router.plan],
             "served": [m.name for m in self.router.served()],
             "dropped": sorted(f for f, count in self._mesh.membership.me.drops.items() if count % 2),
-            "engine": engine.describe() if engine else None,
+            "engine": self.router.describe_engine(),
             "device_server": self._worker.server_counters() if self._worker else {},
             "reason": self.router.reason_for(Ask()),
             "counts": {"elections": self._n_elections, "failures": self._mesh.membership.n_failures},

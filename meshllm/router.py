@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,17 +51,13 @@ class Router:
 
     def reason_for(self, ask: Ask) -> str:
         with contextlib.suppress(UnknownModelError):
-            fingerprint = self._model_of(ask)
+            fingerprint = self._model_of(ask, self._hosts())
             asked = [a for a in self.plan if fingerprint in (None, a.model.fingerprint)]
             if self._waits(fingerprint):
                 return waiting_line(asked[0], self.plan)
             if any(why is Why.FETCHING for a in asked for why in a.reasons.values()):
                 return "the model is on its way to a machine that will serve it"
         return "the model is loading" if self.plan else "no model is served in this mesh"
-
-    @property
-    def busy(self) -> int:
-        return self._loads.of(self._me)
 
     def served(self) -> list[Served]:
         """Every model with an engine that is ready, by name."""
@@ -73,20 +69,20 @@ class Router:
     async def place_for(self, ask: Ask, timeout_s: float) -> Place | None:
         deadline = time.monotonic() + timeout_s
         while True:
-            fingerprint = self._model_of(ask)
-            hosts = self._hosts().get(fingerprint or "", [])
-            if hosts:
-                candidates = [Candidate(i, self._loads.of(i), self._distance(i)) for i in hosts]
+            hosts = self._hosts()
+            fingerprint = self._model_of(ask, hosts)
+            if fingerprint in hosts:
+                candidates = [Candidate(i, self._loads.of(i), self._distance(i)) for i in hosts[fingerprint]]
                 chosen = self._affinity.choose(candidates, ask).node_id
                 self._affinity.remember(ask, chosen)
-                return await self._place(chosen, str(fingerprint))
+                return await self._place(chosen, fingerprint)
             if self._waits(fingerprint) or time.monotonic() >= deadline:
                 return None
             await asyncio.sleep(_POLL_S)
 
     def note_request(self, ask: Ask) -> None:
         with contextlib.suppress(UnknownModelError):
-            if fingerprint := self._model_of(ask):
+            if fingerprint := self._model_of(ask, self._hosts()):
                 self.rates.count(fingerprint, time.monotonic())
 
     def failure_passes(self) -> bool:
@@ -94,6 +90,11 @@ class Router:
         return engine is None or engine.stage_lost
 
     # --- what the others' answers come from ---
+
+    @property
+    def busy(self) -> int:
+        """Requests in work at the engine here."""
+        return self._loads.in_work(self._me)
 
     def own_place(self, fingerprint: str) -> Place | None:
         """For a request of another node's: the engine here, if it serves that model."""
@@ -107,9 +108,14 @@ class Router:
         while await self.place_for(Ask(), 0) is None:  # noqa: ASYNC110 - many things may bring it about
             await asyncio.sleep(_POLL_S)
 
+    def describe_engine(self) -> dict[str, Any] | None:
+        """Of this node; None when it is no host."""
+        engine = self._worker.engine if self._worker else None
+        return engine.describe() if engine else None
+
     async def engines(self) -> dict[str, Any]:
         """What every host tells of its engine, also while it loads; those that do not answer are left out."""
-        own = self.describe()["engine"]
+        own = self.describe_engine()
         others = sorted(i for i, n in self._mesh.membership.present().items() if n.serving and i != self._me)
         told = await asyncio.gather(*(self._engine_of(node_id) for node_id in others))
         found = {self._me: checked_engine(own)} | dict(zip(others, told, strict=True))
@@ -161,9 +167,8 @@ class Router:
                     found.setdefault(model.fingerprint, set()).add(model)
         return {fingerprint: sorted(models, key=lambda m: m.name) for fingerprint, models in found.items()}
 
-    def _model_of(self, ask: Ask) -> str | None:
+    def _model_of(self, ask: Ask, hosts: Mapping[str, list[str]]) -> str | None:
         """The fingerprint; without a name of what is served here, or nearest. Raises UnknownModelError."""
-        hosts = self._hosts()
         if ask.model:
             served = [(m.name, f) for f, infos in self._infos(hosts).items() for m in infos]
             known = [(a.model.name, a.model.fingerprint) for a in self.plan]
@@ -201,7 +206,7 @@ class Router:
         )
 
 
-class InnerTarget:
+class InnerEngine:
     """What other nodes' requests may reach: the engine of this one, and nothing further.
 
     Without one that is ready it answers at once, so that they look for another host.
@@ -210,31 +215,21 @@ class InnerTarget:
     def __init__(self, router: Router) -> None:
         self._router = router
 
-    def reason_for(self, ask: Ask) -> str:
-        return self._router.reason_for(Ask())
-
-    @property
-    def latencies(self) -> Latencies:
-        return Latencies()  # those of the node that was asked first count
-
     @property
     def busy(self) -> int:
         return self._router.busy
 
-    def served(self) -> list[Served]:
-        return self._router.served()
+    def describe_engine(self) -> dict[str, Any] | None:
+        return self._router.describe_engine()
+
+    def reason_for(self, ask: Ask) -> str:
+        return self._router.reason_for(Ask())
 
     async def place_for(self, ask: Ask, timeout_s: float) -> Place | None:
         return self._router.own_place(ask.model)
 
-    def note_request(self, ask: Ask) -> None:
-        """The node that was asked first has counted it."""
-
     def failure_passes(self) -> bool:
         return self._router.failure_passes()
-
-    def describe(self) -> dict[str, Any]:
-        return self._router.describe()
 
 
 def waiting_line(assignment: Assignment, plan: Sequence[Assignment]) -> str:

@@ -26,7 +26,7 @@ _TOLD_STEP = 0.1  # of what comes, between announcements
 
 
 class Supply:
-    """`on_models` is called when what is on disk has changed. `say` and `progress` as Worker has them."""
+    """`on_models` is called in a thread when what is on disk has changed. `say` and `progress` as Worker has them."""
 
     def __init__(
         self,
@@ -53,8 +53,12 @@ class Supply:
     def leave_out(self, model: ModelInfo) -> None:
         """As if its file were not here: it cannot be served with it."""
         self._store.leave_out(model.fingerprint)
-        cannot = (*self._mesh.membership.me.cannot_fetch, model.fingerprint)[-MAX_MODELS:]
-        self._mesh.membership.announce(models=model_infos(self._store), cannot_fetch=cannot)
+        self._mesh.membership.announce(models=model_infos(self._store))
+        self._give_up(model)
+
+    def _give_up(self, model: ModelInfo) -> None:
+        cannot = (*self._mesh.membership.me.cannot_fetch, model.fingerprint)
+        self._mesh.membership.announce(cannot_fetch=cannot[-MAX_MODELS:])
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -72,7 +76,7 @@ class Supply:
     async def look(self) -> None:
         """At the disk."""
         if await asyncio.to_thread(self._store.scan):
-            self._on_models()
+            await asyncio.to_thread(self._on_models)
             self._mesh.membership.announce(models=model_infos(self._store))
 
     async def _turn(self) -> None:
@@ -108,8 +112,7 @@ class Supply:
                 self._say(f"{model.name} is on this machine's disk")
         except MeshLlmError as error:
             self._say(f"cannot get {model.name}: {error}")
-            cannot = (*self._mesh.membership.me.cannot_fetch, model.fingerprint)
-            self._mesh.membership.announce(cannot_fetch=cannot[-MAX_MODELS:])
+            self._give_up(model)
         finally:
             self._mesh.membership.announce(fetching={})
             self._wake.set()

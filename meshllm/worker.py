@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import IO
 
 from meshllm import rpc
+from meshllm.drafting import Drafting
 from meshllm.engine import (
     Engine,
     EnginePlan,
     EngineState,
-    Speculation,
     StageServer,
     find_binaries,
     plan_engine,
@@ -26,12 +26,11 @@ from meshllm.mesh.announcement import ModelInfo
 from meshllm.mesh.network import Mesh
 from meshllm.mesh.plan import Group
 from meshllm.models.download import can_be_had
-from meshllm.models.store import Model, NotOnDiskError, Store, draft_on_disk, resolve
+from meshllm.models.store import Model, NotOnDiskError, Store, resolve
 from meshllm.share import Sharing
 from meshllm.supply import Supply, model_info, model_infos
 
 RESERVE = 0.1  # of a device's memory, for the KV cache and compute buffers
-NGRAM = "ngram"
 _PROBE_TIMEOUT_S = 15.0
 _LOG_INTERVAL_S = 0.5
 _RETRY_S = 3.0
@@ -42,8 +41,8 @@ class WorkerConfig:
     models: tuple[str, ...]
     begins: bool  # a mesh of its own, with a default model when none is named
     fetch: bool  # models that are not on disk
-    draft: str | None  # a model's name or path, NGRAM, or None for what the catalog pairs
-    draft_max: int  # tokens; 0 for no speculation
+    draft: str | None  # as Drafting takes them
+    draft_max: int
     device: str | None
     threads: int  # of a CPU; 0 for ggml's default
     max_vram_bytes: int
@@ -84,7 +83,7 @@ class Worker:
                 self.missing[name] = error
         if not config.models and config.begins:
             self._add(resolve(None))
-        self._draft = resolve(config.draft) if config.draft and config.draft != NGRAM else None
+        self._drafting = Drafting(config.draft, config.draft_max)
         self._store.scan()
         self.sharing = Sharing(lambda: self._store.models)
         self._server: rpc.DeviceServer | None = None
@@ -120,7 +119,7 @@ class Worker:
         cap = self._config.max_vram_bytes
         free = [min(d.memory_free, d.memory_total) for d in self._devices()]
         lent = int(sum(min(m, cap) if cap else m for m in free) * (1 - RESERVE))
-        return max(0, lent - (self._draft.size_bytes if self._draft else 0))
+        return max(0, lent - self._drafting.size_bytes)
 
     def _devices(self) -> list[rpc.DeviceInfo]:
         """All GPUs, or the CPU; or the one that the user named."""
@@ -201,19 +200,9 @@ class Worker:
             shares += [share * m / sum(memory) for m in memory]
         split = [*shares, group.shares[-1]] if servers else None
         config = self._config
-        speculation = speculation_for(model, self._draft, config.draft, config.draft_max)
+        speculation = await asyncio.to_thread(self._drafting.for_model, model)
         return plan_engine(model, self._binaries, servers, split, config.device, config.engine_args, speculation)
 
     @property
     def ready(self) -> bool:
         return self.engine is not None and self.engine.state is EngineState.READY
-
-
-def speculation_for(model: Model, draft: Model | None, named: str | None, n_max: int) -> Speculation | None:
-    """What the user chose, or the draft that the catalog pairs with the model if it is on disk."""
-    if n_max == 0:
-        return None
-    if named == NGRAM:
-        return Speculation(None, n_max)
-    draft = draft or draft_on_disk(model)
-    return Speculation(draft, n_max) if draft and draft.files != model.files else None

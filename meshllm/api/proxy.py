@@ -15,8 +15,9 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from meshllm.api.access import KEY_HEADERS, Access, add_cors, middleware
 from meshllm.api.errors import error_response
+from meshllm.api.latencies import Latencies
 from meshllm.api.routing import Ask, NotJsonError, UnknownModelError, read_ask
-from meshllm.api.target import Place, Served, Target
+from meshllm.api.target import Hosts, OwnEngine, Place, Served, Target
 
 HOLD_S = 60.0  # how long a request waits for an engine that is loading
 MAX_BODY_BYTES = 64 << 20  # images come inside
@@ -81,7 +82,8 @@ def make_app(
         ]:
             headers.popall(name, None)
         hold_s = 0.0 if request.path == "/health" else HOLD_S
-        return await _pass_on_somewhere(request, body, ask, headers, target, hold_s, _outer_headers)
+        latencies = target.latencies if request.method == "POST" else None
+        return await _pass_on_somewhere(request, body, ask, headers, target, hold_s, _outer_headers, latencies)
 
     async def models(_request: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [describe_model(m) for m in target.served()]})
@@ -109,7 +111,7 @@ def make_app(
     return app
 
 
-def make_inner_app(target: Target) -> web.Application:
+def make_inner_app(own: OwnEngine) -> web.Application:
     """The endpoint of other nodes: for the engine of this one, and nothing further."""
 
     async def forward(request: web.Request) -> web.StreamResponse:
@@ -121,13 +123,13 @@ def make_inner_app(target: Target) -> web.Application:
         headers.popall(MODEL_HEADER, None)
 
         def answer_headers(upstream: CIMultiDict[str]) -> CIMultiDict[str]:
-            upstream[_BUSY] = str(target.busy)
+            upstream[_BUSY] = str(own.busy)
             return upstream
 
-        return await _pass_on_somewhere(request, body, ask, headers, target, 0.0, answer_headers)
+        return await _pass_on_somewhere(request, body, ask, headers, own, 0.0, answer_headers)
 
     async def engine(_request: web.Request) -> web.Response:
-        return web.json_response(body=orjson.dumps(target.describe()["engine"]))
+        return web.json_response(body=orjson.dumps(own.describe_engine()))
 
     app = web.Application(client_max_size=MAX_BODY_BYTES)
     app.cleanup_ctx.append(_with_upstreams)
@@ -166,16 +168,17 @@ async def _pass_on_somewhere(
     body: bytes,
     ask: Ask,
     headers: CIMultiDict[str],
-    target: Target,
+    hosts: Hosts,
     hold_s: float,
     answer_headers: _HeaderChange,
+    latencies: Latencies | None = None,
 ) -> web.StreamResponse:
     deadline, attempts = time.monotonic() + hold_s, 0
     try:
-        while place := await target.place_for(ask, deadline - time.monotonic()):
+        while place := await hosts.place_for(ask, deadline - time.monotonic()):
             try:
                 with place:
-                    return await pass_on(request, body, headers, place, target, answer_headers)
+                    return await pass_on(request, body, headers, place, hosts, answer_headers, latencies)
             except aiohttp.ClientError as error:
                 place.failed()
                 # Nothing was answered. Who cannot be connected to has not died of the request.
@@ -185,7 +188,7 @@ async def _pass_on_somewhere(
                 await asyncio.sleep(_RETRY_S)
     except UnknownModelError as error:
         return error_response(404, "not_found_error", str(error))
-    return unavailable(target.reason_for(ask))
+    return unavailable(hosts.reason_for(ask))
 
 
 async def pass_on(
@@ -193,15 +196,16 @@ async def pass_on(
     body: bytes,
     headers: CIMultiDict[str],
     place: Place,
-    target: Target,
+    hosts: Hosts,
     answer_headers: _HeaderChange,
+    latencies: Latencies | None,
 ) -> web.StreamResponse:
     """One request and its answer. When the client goes, aiohttp cancels us and with us the engine's work.
 
     Raises aiohttp.ClientError as long as nothing of the answer has been sent.
     """
     headers = CIMultiDict([*headers.items(), *place.headers.items()])
-    began, counted = time.monotonic(), request.method == "POST"
+    began = time.monotonic()
     async with (
         request.app[_UPSTREAMS]
         .session(place.socket)
@@ -215,14 +219,14 @@ async def pass_on(
     ):
         if (busy := upstream.headers.get(_BUSY, "")).isdigit():
             place.report(int(busy))
-        if _ASK_AGAIN in upstream.headers or (upstream.status == 500 and target.failure_passes()):
+        if _ASK_AGAIN in upstream.headers or (upstream.status == 500 and hosts.failure_passes()):
             raise _AskAgain
         response = web.StreamResponse(status=upstream.status, headers=answer_headers(end_to_end(upstream.headers)))
         if "Content-Length" not in upstream.headers and request.method != "HEAD":
             response.enable_chunked_encoding()
         await response.prepare(request)
-        if counted:
-            target.latencies.first_byte.observe(time.monotonic() - began)
+        if latencies:
+            latencies.first_byte.observe(time.monotonic() - began)
         try:
             async for chunk in upstream.content.iter_any():
                 await response.write(chunk)
@@ -233,8 +237,8 @@ async def pass_on(
             raise asyncio.CancelledError from None
         with contextlib.suppress(ConnectionError):
             await response.write_eof()
-        if counted:
-            target.latencies.answer.observe(time.monotonic() - began)
+        if latencies:
+            latencies.answer.observe(time.monotonic() - began)
         return response
 
 

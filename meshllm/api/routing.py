@@ -130,12 +130,16 @@ class Loads:
 
     def report(self, node_id: str, busy: int) -> None:
         """What the server counts in all, ours among them."""
-        self._others[node_id] = (max(0, busy - self._here.get(node_id, 0)), self._clock())
+        self._others[node_id] = (max(0, busy - self.in_work(node_id)), self._clock())
 
     def fail(self, node_id: str) -> None:
         """Others first, for a while."""
         self._others[node_id] = (_FAILED, self._clock())
 
+    def in_work(self, node_id: str) -> int:
+        """Through here."""
+        return self._here.get(node_id, 0)
+
     def of(self, node_id: str) -> int:
         others, since = self._others.get(node_id, (0, 0.0))
-        return self._here.get(node_id, 0) + (others if self._clock() - since < _REPORT_S else 0)
+        return self.in_work(node_id) + (others if self._clock() - since < _REPORT_S else 0)

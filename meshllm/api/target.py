@@ -47,37 +47,47 @@ class Served:
     n_layers: int
 
 
-class Target(Protocol):
+class Hosts(Protocol):
     """Who serves requests now."""
-
-    @property
-    def latencies(self) -> Latencies:
-        """Of POST requests at this endpoint."""
-        ...
 
     def reason_for(self, ask: Ask) -> str:
         """Why nobody serves it."""
         ...
 
-    @property
-    def busy(self) -> int:
-        """Requests in work at this node's own engine."""
-        ...
-
-    def served(self) -> list[Served]: ...
-
     async def place_for(self, ask: Ask, timeout_s: float) -> Place | None:
         """Waits for one; None when there will be none in time. Raises UnknownModelError."""
-        ...
-
-    def note_request(self, ask: Ask) -> None:
-        """A request came that wants a model's answer."""
         ...
 
     def failure_passes(self) -> bool:
         """Whether an engine that answers 500 has lost a machine which others will replace."""
         ...
 
+
+class Target(Hosts, Protocol):
+    """What the endpoint of people and programs asks."""
+
+    @property
+    def latencies(self) -> Latencies:
+        """Of POST requests at this endpoint."""
+        ...
+
+    def served(self) -> list[Served]: ...
+
+    def note_request(self, ask: Ask) -> None:
+        """A request came that wants a model's answer."""
+        ...
+
     def describe(self) -> dict[str, Any]:
         """What GET /mesh/status answers."""
         ...
+
+
+class OwnEngine(Hosts, Protocol):
+    """What the endpoint of other nodes asks: of the engine of this one."""
+
+    @property
+    def busy(self) -> int:
+        """Requests in work there."""
+        ...
+
+    def describe_engine(self) -> dict[str, Any] | None: ...

@@ -14,9 +14,9 @@ from meshllm.api.routing import find_model
 from meshllm.cli.endpoint import access_of, bind, serving, until_signal, url_of
 from meshllm.cli.output import Output, open_engine_log
 from meshllm.cli.serve import ServeConfig
+from meshllm.drafting import Drafting
 from meshllm.engine import Engine, StageServer, find_binaries, plan_engine
 from meshllm.models.store import resolve
-from meshllm.worker import NGRAM, speculation_for
 
 _STAGE_TIMEOUT_S = 10.0
 
@@ -28,7 +28,6 @@ class _ByHand:
         self._engine = engine
         model = engine.plan.model
         self._model = Served(model.name, model.fingerprint().hex(), model.size_bytes, model.n_layers)
-        self.busy = 0
         self.latencies = Latencies()
 
     def reason_for(self, ask: Ask) -> str:
@@ -59,14 +58,12 @@ async def serve_by_hand(config: ServeConfig) -> None:
         listener = stack.enter_context(contextlib.closing(bind(config.host, config.port)))
         log_file = stack.enter_context(open_engine_log(output, config.engine_log))
         model = resolve(config.model[0] if config.model else None)
-        draft = resolve(config.draft) if config.draft and config.draft != NGRAM else None
-        n_max = 0 if config.no_draft else config.draft_max
+        speculation = Drafting(config.draft, config.draft_tokens).for_model(model)
         servers = []
         for address in config.stages:
             info = await asyncio.to_thread(rpc.probe, address, _STAGE_TIMEOUT_S)
             servers.append(StageServer(address, address, address, info))
         binaries = find_binaries(config.bin_dir)
-        speculation = speculation_for(model, draft, config.draft, n_max)
         split = config.tensor_split
         plan = plan_engine(model, binaries, servers, split, config.device, config.engine_args, speculation)
         engine = Engine(plan, output.say, output.progress, log_file)

@@ -23,7 +23,7 @@ from meshllm.mesh.identity import Identity, IdentityFile, data_folder, make_iden
 from meshllm.mesh.state import MeshState
 from meshllm.mesh.token import Token, decode, join_address, split_address
 from meshllm.node import Node, NodeConfig, default_name
-from meshllm.router import InnerTarget
+from meshllm.router import InnerEngine
 
 
 async def serve_node(config: ServeConfig) -> None:
@@ -45,7 +45,7 @@ async def serve_node(config: ServeConfig) -> None:
                 token is None,
                 not config.no_fetch,
                 config.draft,
-                0 if config.no_draft else config.draft_max,
+                config.draft_tokens,
                 config.device,
                 config.threads,
                 int((config.max_vram or 0) * 1e9),
@@ -102,7 +102,7 @@ async def _run(
     told = _Told(node, listener, access)
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(serving(make_app(node.router, access), listener))
-        inner = make_inner_app(InnerTarget(node.router))
+        inner = make_inner_app(InnerEngine(node.router))
         await stack.enter_async_context(serving(inner, node.folder / "api.sock"))
         if console:
             await stack.enter_async_context(serving(make_console(told, node.router, access), console))

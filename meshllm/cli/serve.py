@@ -43,6 +43,11 @@ class ServeConfig:
     verbose: bool
     engine_args: tuple[str, ...]
 
+    @property
+    def draft_tokens(self) -> int:
+        """To be guessed at a time; 0 for none."""
+        return 0 if self.no_draft else self.draft_max
+
 
 def parse_split(_ctx: click.Context, _param: click.Parameter, text: str | None) -> tuple[float, ...] | None:
     if text is None:

@@ -50,6 +50,7 @@ class ConsoleNode(Protocol):
 
 def make_console(node: ConsoleNode, target: Target, access: Access) -> web.Application:
     board = Board(node.describe_all)
+    contents = {name: (files("meshllm.console") / "page" / name).read_bytes() for name in _FILES}
 
     async def run_board(_app: web.Application) -> AsyncIterator[None]:
         task = asyncio.create_task(board.run(), name="console board")
@@ -98,8 +99,7 @@ def make_console(node: ConsoleNode, target: Target, access: Access) -> web.Appli
 
     async def page(request: web.Request) -> web.Response:
         name = request.match_info.get("file") or "index.html"
-        content = (files("meshllm.console") / "page" / name).read_bytes()
-        return web.Response(body=content, content_type=_FILES[name], charset="utf-8", headers=_HEADERS)
+        return web.Response(body=contents[name], content_type=_FILES[name], charset="utf-8", headers=_HEADERS)
 
     routes = [
         web.get("/", page),

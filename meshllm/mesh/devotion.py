@@ -56,11 +56,13 @@ class _Teams:
     view: Mapping[str, Announcement]
     models: dict[str, ModelInfo] = field(init=False)
     members: dict[str, set[str]] = field(init=False)
+    rates: Mapping[str, float] = field(init=False)
     _assignments: dict[str, Assignment] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.models = {m.fingerprint: m for m in wanted_models(self.view)}
         self.members = {fingerprint: set() for fingerprint in self.models}
+        self.rates = requests_per_min(self.view)
 
     def settle(self) -> None:
         if not self.models:
@@ -81,8 +83,8 @@ class _Teams:
         newcomers.sort(key=order)
         for node_id in newcomers:
             self._put(node_id, self._choice(workers[node_id]))
-        for move in (self._rescue, self._relieve):
-            move()
+        self._rescue()
+        self._relieve()
 
     def assignment(self, fingerprint: str) -> Assignment:
         if fingerprint not in self._assignments:
@@ -126,11 +128,12 @@ class _Teams:
         """How little a free node is needed: what nobody serves, of that what it has, and least served."""
         model = self.models[fingerprint]
         alone, lacks = _may_serve(node, model), not has_model(node, model)
-        if not self._servers(fingerprint):
+        n_servers = self._servers(fingerprint)
+        if not n_servers:
             helps = alone or within_reach(node, [self.view[i] for i in self.members[fingerprint]])
             assignment = self.assignment(fingerprint)
             return (0 if helps else 2, lacks, assignment.need_bytes - assignment.have_bytes)
-        servers = self._servers(fingerprint) / (1.0 + requests_per_min(self.view).get(fingerprint, 0.0))
+        servers = n_servers / (1.0 + self.rates.get(fingerprint, 0.0))
         return (1 if alone else 3, servers, lacks)
 
     def _servers(self, fingerprint: str) -> int:
@@ -150,9 +153,8 @@ class _Teams:
 
     def _rescue(self) -> None:
         """A model that nobody serves gets a node of which another model has more than one."""
-        rates = requests_per_min(self.view)
         for needy in [f for f in self.models if not self._servers(f)]:
-            givers = sorted((f for f in self.models if f != needy), key=lambda f: (rates.get(f, 0.0), f))
+            givers = sorted((f for f in self.models if f != needy), key=lambda f: (self.rates.get(f, 0.0), f))
             for node_id, giver in [(i, f) for f in givers for i in self._spare(f)]:
                 self._put(node_id, needy)
                 if self._servers(needy):
@@ -161,10 +163,9 @@ class _Teams:
 
     def _relieve(self) -> None:
         """One node goes from the model whose servers have least to do to the one whose have most."""
-        rates = requests_per_min(self.view)
 
         def load(fingerprint: str, fewer: int = 0) -> float:
-            return rates.get(fingerprint, 0.0) / (self._servers(fingerprint) - fewer)
+            return self.rates.get(fingerprint, 0.0) / (self._servers(fingerprint) - fewer)
 
         served = [f for f in self.models if self._servers(f)]
         if len(served) < 2:

@@ -41,6 +41,11 @@ class Catalog:
         content = tomllib.loads((files("meshllm") / "models" / "catalog.toml").read_text())
         return tuple(_entry(fields) for fields in content["model"])
 
+    @property
+    def names(self) -> list[str]:
+        """All, the short ones too."""
+        return [name for entry in self.entries for name in (entry.name, *entry.short)]
+
     @cached_property
     def _by_name(self) -> dict[str, Entry]:
         return {name.lower(): entry for entry in self.entries for name in (entry.name, *entry.short)}

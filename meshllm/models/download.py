@@ -65,8 +65,8 @@ def find_source(wanted: str) -> Source:
         return Source(name.removesuffix(".gguf"), url=wanted)
     if match := _REFERENCE.fullmatch(wanted):
         return _of_repository(match[1], (match[2] or "").lower())
-    near = nearest(wanted, (s for e in CATALOG.entries for s in (e.name, *e.short)))
-    advice = f"did you mean {', '.join(near)}?" if near else "mesh-llm download lists the catalog"
+    near = nearest(wanted, CATALOG.names)
+    advice = f"did you mean {', '.join(near)}?" if near else "mesh-llm download lists it;"
     raise ModelError(
         f"there is no model '{wanted}' in the catalog; {advice} USER/REPOSITORY:QUANT takes any of the hub's"
     )

