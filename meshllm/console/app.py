@@ -67,11 +67,13 @@ def make_console(node: ConsoleNode, target: Target, access: Access) -> web.Appli
         await response.prepare(request)
         board.viewers += 1
         try:
-            await response.write(b"data: " + await board.first() + b"\n\n")
+            snapshot = await board.first()
             while True:
-                seen = board.version
-                newer = await board.after(seen, _KEEP_ALIVE_S)
-                await response.write(b"data: " + board.snapshot + b"\n\n" if newer else b": still here\n\n")
+                seen = board.version  # before the write, which may take a while
+                await response.write(b"data: " + snapshot + b"\n\n")
+                while not await board.after(seen, _KEEP_ALIVE_S):
+                    await response.write(b": still here\n\n")
+                snapshot = board.snapshot
         finally:
             board.viewers -= 1
 
