@@ -9,21 +9,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import hashlib
-import importlib.util
 import os
 import platform
 import shutil
 import subprocess
 import sys
-import tarfile
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
-PACKAGE, VERSION = "llama-cpp-python", "0.3.36"
-SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
+from packages import Sdist, cache_folder, locked, say
+
+PACKAGE = Sdist("llama-cpp-python", "0.3.36", "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e")
 MARKER = ".unpacked-by-mesh-llm"
 TARGETS = ["llama-server", "ggml-rpc-server", "test-backend-ops"]
 # No OpenMP: ggml's own threads are portable, and how long they spin between graphs can be set.
@@ -44,46 +40,6 @@ FLAGS = {
 }
 
 
-def cache_folder() -> Path:
-    if base := os.environ.get("XDG_CACHE_HOME"):
-        return Path(base) / "mesh-llm"
-    base = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
-    return base / "mesh-llm"
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Two installations at once wait for each other."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def say(text: str) -> None:
-    print(f"-- {text}", file=sys.stderr, flush=True)
-
-
-def sdist() -> Path:
-    """The package's source archive, from the cache or by pip."""
-    folder = cache_folder() / "sdist"
-    archive = folder / f"{PACKAGE.replace('-', '_')}-{VERSION}.tar.gz"
-    if archive.exists() and hashlib.sha256(archive.read_bytes()).hexdigest() == SHA256:
-        return archive
-    say(f"downloading {PACKAGE} {VERSION}")
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        wanted = Path(scratch) / "requirements.txt"
-        wanted.write_text(f"{PACKAGE}=={VERSION} --hash=sha256:{SHA256}\n")
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
-        command += ["--no-binary", PACKAGE, "--dest", scratch, "--requirement", str(wanted)]
-        if importlib.util.find_spec("scikit_build_core"):
-            command.append("--no-build-isolation")  # pip asks the package for its metadata; what it needs is here
-        subprocess.run(command, check=True, stdout=sys.stderr)
-        os.replace(Path(scratch) / archive.name, archive)
-    return archive
-
-
 def ensure_source(source: Path) -> str:
     """Puts the source at `source` unless something is there; returns what identifies it."""
     marker = source / MARKER
@@ -92,18 +48,8 @@ def ensure_source(source: Path) -> str:
             return marker.read_text()
         head = subprocess.run(["git", "-C", source, "rev-parse", "HEAD"], capture_output=True, text=True)
         return f"{source} {head.stdout.strip()} {(source / 'CMakeLists.txt').stat().st_mtime_ns}"
-    archive = sdist()
-    source.parent.mkdir(parents=True, exist_ok=True)
-    say(f"unpacking llama.cpp into {source}")
-    inside = f"{PACKAGE.replace('-', '_')}-{VERSION}/vendor/llama.cpp/"
-    with tempfile.TemporaryDirectory(dir=source.parent) as scratch, tarfile.open(archive) as tar:
-        members = [m for m in tar.getmembers() if m.name.startswith(inside)]
-        tar.extractall(scratch, members=members, filter="data")
-        unpacked = Path(scratch) / inside
-        (unpacked / MARKER).write_text(SHA256)
-        shutil.rmtree(source, ignore_errors=True)
-        os.replace(unpacked, source)
-    return SHA256
+    PACKAGE.unpack("vendor/llama.cpp", source, MARKER)
+    return PACKAGE.sha256
 
 
 def processor() -> str:

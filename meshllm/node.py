@@ -28,7 +28,7 @@ from meshllm.mesh.rates import differ
 from meshllm.mesh.state import KnownMesh, MeshState
 from meshllm.mesh.token import MESH_ID_BYTES, SECRET_BYTES, Token, make_ticket
 from meshllm.mesh.token import encode as encode_token
-from meshllm.mesh.transport import Link, Stream, StreamKind
+from meshllm.mesh.transport import Link, Stream, StreamKind, engine_named
 from meshllm.router import Router, in_gb, waiting_line
 from meshllm.status import describe_model, describe_node
 
@@ -47,6 +47,7 @@ FOLDER_PREFIX = "mesh-llm-"
 class NodeConfig:
     name: str
     bind_port: int
+    quic: str  # one of mesh.transport.ENGINES
     advertise: tuple[str, ...]  # "host:port", before all other addresses
     token: Token | None
     split: bool
@@ -71,7 +72,9 @@ class Node:
         self._say = say
         self.folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-"))
         self._doors = Doors()
-        self._mesh = Mesh(identity, self._credentials(), self._announcement(), self._stream, say)
+        self._mesh = Mesh(
+            identity, self._credentials(), self._announcement(), self._stream, say, engine_named(config.quic)
+        )
         self.router = Router(self._mesh, self._doors, self.folder, worker, self.describe)
         self._supply = worker.supply(self._mesh) if worker else None
         self._group: Group | None = None

@@ -22,6 +22,7 @@ from meshllm.errors import MeshLlmError
 from meshllm.mesh.identity import Identity, IdentityFile, data_folder, make_identity
 from meshllm.mesh.state import MeshState
 from meshllm.mesh.token import Token, decode, join_address, split_address
+from meshllm.mesh.transport import default_engine
 from meshllm.node import Node, NodeConfig, default_name
 from meshllm.router import InnerEngine
 
@@ -56,6 +57,7 @@ async def serve_node(config: ServeConfig) -> None:
         node_config = NodeConfig(
             config.name or default_name(),
             config.bind_port,
+            config.quic or default_engine(config.client),
             _advertised(config),
             token,
             config.split,

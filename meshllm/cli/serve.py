@@ -20,6 +20,7 @@ class ServeConfig:
     host: str
     port: int
     bind_port: int
+    quic: str | None
     advertise: tuple[str, ...]
     name: str | None
     identity: Path | None
@@ -72,6 +73,11 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--port", default=9337, show_default=True, help="Port of the API.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address of the API.")
 @click.option("--bind-port", default=0, help="UDP port of the mesh, to be forwarded by a router; default: any.")
+@click.option(
+    "--quic",
+    type=click.Choice(["native", "aioquic"]),
+    help="Engine of the mesh's links; default: the native one, and aioquic with --client or where it is not built.",
+)
 @click.option(
     "--advertise",
     multiple=True,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -12,42 +13,21 @@ from typing import Any
 from meshllm.errors import MeshLlmError
 from meshllm.mesh.transport import Stream
 
-_CHUNK = 1 << 18
+_BACKLOG = 128
+_RETRY_S = 0.1
 
 
-async def splice(stream: Stream, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Until both directions have ended, or one has failed; then both are closed."""
-
-    async def outward() -> None:
-        while data := await reader.read(_CHUNK):
-            await stream.write(data)
-        stream.finish()
-
-    async def inward() -> None:
-        while data := await stream.read(_CHUNK):
-            writer.write(data)
-            await writer.drain()
-        writer.write_eof()
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(outward(), name="splice outward")
-            group.create_task(inward(), name="splice inward")
-    except* (MeshLlmError, OSError):
-        pass  # whoever is at the other end of the socket sees it closed
-    finally:
-        stream.abort()
-        writer.transport.abort()
-
-
-async def serve_stream(stream: Stream, socket: Path) -> None:
+async def serve_stream(stream: Stream, path: Path) -> None:
     """A stream of a peer's, connected to a server on this machine."""
+    sock = socket.socket(socket.AF_UNIX)
+    sock.setblocking(False)
     try:
-        reader, writer = await asyncio.open_unix_connection(str(socket))
+        await asyncio.get_running_loop().sock_connect(sock, str(path))
     except OSError:
+        sock.close()
         stream.abort()
         return
-    await splice(stream, reader, writer)
+    await stream.splice(sock)
 
 
 class Doors:
@@ -57,14 +37,14 @@ class Doors:
     """
 
     def __init__(self) -> None:
-        self._servers: dict[Path, asyncio.Server] = {}
+        self._listeners: dict[Path, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Doors:
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
-        for path in list(self._servers):
+        for path in list(self._listeners):
             await self.close(path)
         for task in self._tasks:
             task.cancel()
@@ -72,26 +52,33 @@ class Doors:
 
     async def open(self, path: Path, open_stream: Callable[[], Awaitable[Stream]]) -> None:
         """Nothing happens when the door is there already. Raises OSError."""
-        if path in self._servers:
+        if path in self._listeners:
             return
-
-        async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            try:
-                stream = await open_stream()
-            except MeshLlmError:
-                writer.transport.abort()
-                return
-            await splice(stream, reader, writer)
-
-        def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            self.spawn(connected(reader, writer), f"door {path.name}")
-
         _remove(path)
-        self._servers[path] = await asyncio.start_unix_server(accepted, str(path))
+        listener = socket.socket(socket.AF_UNIX)
+        try:
+            listener.setblocking(False)
+            listener.bind(str(path))
+            listener.listen(_BACKLOG)
+        except BaseException:
+            listener.close()
+            raise
+        self._listeners[path] = asyncio.create_task(self._accept(listener, path, open_stream), name=f"door {path.name}")
+
+    async def _accept(self, listener: socket.socket, path: Path, open_stream: Callable[[], Awaitable[Stream]]) -> None:
+        with listener:
+            while True:
+                try:
+                    sock, _ = await asyncio.get_running_loop().sock_accept(listener)
+                except OSError:  # too many open files, or who came is gone again
+                    await asyncio.sleep(_RETRY_S)
+                    continue
+                self.spawn(_lead(sock, open_stream), f"through door {path.name}")
 
     async def close(self, path: Path) -> None:
-        if server := self._servers.pop(path, None):
-            server.close()
+        if listener := self._listeners.pop(path, None):
+            listener.cancel()
+            await asyncio.gather(listener, return_exceptions=True)
             _remove(path)
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
@@ -105,6 +92,15 @@ class Doors:
         if not task.cancelled():
             with contextlib.suppress(OSError, MeshLlmError):
                 task.result()
+
+
+async def _lead(sock: socket.socket, open_stream: Callable[[], Awaitable[Stream]]) -> None:
+    with sock:  # unless the splice takes it
+        try:
+            stream = await open_stream()
+        except MeshLlmError:
+            return
+        await stream.splice(sock)
 
 
 def _remove(path: Path) -> None:

@@ -21,9 +21,8 @@ from meshllm.mesh.framing import read_framed, write_framed
 from meshllm.mesh.hello import Credentials
 from meshllm.mesh.identity import Identity, random_hex
 from meshllm.mesh.membership import MAX_MESSAGE_BYTES, Membership
-from meshllm.mesh.quic import QuicEndpoint
 from meshllm.mesh.token import Token, join_address
-from meshllm.mesh.transport import Link, Stream, StreamKind, Transport
+from meshllm.mesh.transport import Link, MakeTransport, Stream, StreamKind
 
 _DIAL_TIMEOUT_S = 5.0
 _STAGGER_S = 0.15  # between the addresses of one node, as RFC 8305 does it
@@ -64,6 +63,7 @@ class Mesh:
         me: Announcement,
         on_stream: Callable[[Link, StreamKind, Stream], None],
         say: Callable[[str], None],
+        make_transport: MakeTransport,
     ) -> None:
         self.credentials = credentials
         self.membership = Membership(me, random.Random(), time.monotonic())
@@ -73,7 +73,7 @@ class Mesh:
         self._on_stream = on_stream
         self._say = say
         self._boot = random_hex(8)
-        self._endpoint: Transport = QuicEndpoint(identity, self._incoming, self._stream_opened)
+        self._endpoint = make_transport(identity, self._incoming, self._stream_opened)
         self._me = identity.node_id
         self._peers: dict[str, _Peer] = {}
         self._admitted: dict[Link, float] = {}  # since when

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import socket
 import time
 from collections.abc import Callable
@@ -18,11 +17,10 @@ from aioquic.quic.packet import QuicPacketType, encode_quic_version_negotiation,
 from meshllm.errors import TransportError
 from meshllm.mesh.identity import Identity
 from meshllm.mesh.quic_link import QuicLink, QuicStream
-from meshllm.mesh.token import split_address
 from meshllm.mesh.transport import ALPN, LinkHandler, StreamHandler, StreamKind
 from meshllm.mesh.tuned_aioquic import WINDOW, MeshQuic
+from meshllm.mesh.udp import bind, resolve
 
-_SOCKET_BUFFER = 4 << 20
 _BATCH = 64  # datagrams read before other work has its turn
 _DATAGRAM_SIZES = (1452, 1200)  # for an MTU of 1500, and what RFC 9000 section 14 asks every path to carry
 _SMALLEST_INITIAL = 1200
@@ -48,15 +46,7 @@ class QuicEndpoint:
 
     def start(self, port: int) -> None:
         """Binds, to all addresses of both families. Raises TransportError."""
-        try:
-            self._socket = _bind(port)
-        except OSError as error:
-            why = (
-                "is in use; choose another with --bind-port"
-                if error.errno == errno.EADDRINUSE
-                else f"cannot be used: {error}"
-            )
-            raise TransportError(f"UDP port {port} {why}") from None
+        self._socket = bind(port)
         asyncio.get_running_loop().add_reader(self._socket.fileno(), self._readable)
 
     def _configuration(self, is_client: bool, datagram_size: int) -> QuicConfiguration:
@@ -75,7 +65,8 @@ class QuicEndpoint:
 
     async def dial(self, address: str, peer_id: str | None, timeout_s: float) -> QuicLink:
         deadline = time.monotonic() + timeout_s
-        target = await self._resolve(address)
+        assert self._socket
+        target = await resolve(address, self._socket.family)
         for datagram_size in _DATAGRAM_SIZES:
             last = datagram_size == _DATAGRAM_SIZES[-1]
             remaining = deadline - time.monotonic()
@@ -99,23 +90,6 @@ class QuicEndpoint:
         self._links[link._quic.host_cid] = link
         link.dial(target)
         return link
-
-    async def _resolve(self, address: str) -> Any:
-        assert self._socket
-        parts = split_address(address)
-        if parts is None:
-            raise TransportError(f"{address} is not an address")
-        v6 = self._socket.family == socket.AF_INET6
-        try:
-            infos = await asyncio.get_running_loop().getaddrinfo(
-                *parts,
-                family=self._socket.family,
-                type=socket.SOCK_DGRAM,
-                flags=socket.AI_V4MAPPED | socket.AI_ALL if v6 else 0,
-            )
-        except OSError as error:
-            raise TransportError(f"cannot resolve {address}: {error.strerror or error}") from None
-        return infos[0][4]
 
     async def close(self) -> None:
         for link in set(self._links.values()):
@@ -210,29 +184,3 @@ class QuicEndpoint:
             link.abandon("the handshake took too long")
             waiting.discard(link)
         return len(waiting) < _MAX_HANDSHAKES
-
-
-def _bind(port: int) -> socket.socket:
-    """Of both families, or of IPv4 alone on a machine without IPv6."""
-    try:
-        return _bind_family(socket.AF_INET6, "::", port)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise
-    return _bind_family(socket.AF_INET, "0.0.0.0", port)
-
-
-def _bind_family(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_DGRAM)
-    try:
-        sock.setblocking(False)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
-            with contextlib.suppress(OSError):  # the system may allow less
-                sock.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BUFFER)
-        sock.bind((host, port))
-    except BaseException:
-        sock.close()
-        raise
-    return sock

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import socket
 import time
 from collections import deque
 from typing import Any, Protocol
 
 from aioquic.quic import events
 
-from meshllm.errors import TransportError
+from meshllm.errors import MeshLlmError, TransportError
 from meshllm.mesh.token import join_address
 from meshllm.mesh.transport import StreamKind
 from meshllm.mesh.tuned_aioquic import TICK_S, WINDOW_STEP, MeshQuic
@@ -20,6 +21,7 @@ _WRITE_AHEAD = 1 << 20  # bytes held for one stream until they are acknowledged
 _KEEP_ALIVE_S = 5.0
 _HANDSHAKE_TIMEOUT_S = 5.0
 _CLOSE_CODE = 0x100
+_SPLICE_CHUNK = 1 << 18
 
 
 class Endpoint(Protocol):
@@ -91,6 +93,30 @@ class QuicStream:
         if not (self._finished and self._eof):
             self._link.reset(self._id)
             self.fail("the stream was dropped")
+
+    async def splice(self, sock: socket.socket) -> None:
+        reader, writer = await asyncio.open_unix_connection(sock=sock)
+
+        async def outward() -> None:
+            while data := await reader.read(_SPLICE_CHUNK):
+                await self.write(data)
+            self.finish()
+
+        async def inward() -> None:
+            while data := await self.read(_SPLICE_CHUNK):
+                writer.write(data)
+                await writer.drain()
+            writer.write_eof()
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(outward(), name="splice outward")
+                group.create_task(inward(), name="splice inward")
+        except* (MeshLlmError, OSError):
+            pass  # whoever is at the other end of the socket sees it closed
+        finally:
+            self.abort()
+            writer.transport.abort()
 
     # --- what the link calls ---
 

@@ -1,0 +1,286 @@
+"""The program at both ends of bench/quic.py's paths: one answers, the other measures.
+
+    quic_peers.py serve PATH PORT            prints its port, serves one peer
+    quic_peers.py drive PATH HOST PORT JOB   prints a line of JSON
+
+PATH is tcp (asyncio streams), tcp-blocking, tls (blocking), or ENGINE or ENGINE-splice with ENGINE native or aioquic;
++NAME after it sets the congestion control, where the engine or the kernel has it. A spliced stream is what a stage
+uses: a program with a Unix socket at either end, and no Python between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import json
+import resource
+import socket
+import ssl
+import statistics
+import struct
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Protocol
+
+import uvloop
+from cryptography.hazmat.primitives import serialization
+
+from meshllm.mesh.identity import make_identity
+from meshllm.mesh.transport import Link, Stream, StreamKind, engine_named
+
+CHUNK = 1 << 18
+MB = 1e6
+ECHO, SINK = 0, 1
+HEAD = struct.Struct("<BQ")  # echo messages of so many bytes, or take so many and say so
+
+
+class Wire(Protocol):
+    async def read(self, limit: int) -> bytes: ...
+    async def write(self, data: bytes) -> None: ...
+
+
+class AsyncioWire:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+
+    async def read(self, limit: int) -> bytes:
+        return await self._reader.read(limit)
+
+    async def write(self, data: bytes) -> None:
+        self._writer.write(data)
+        await self._writer.drain()
+
+
+async def read_exactly(wire: Wire, size: int) -> None:
+    while size:
+        size -= len(some(await wire.read(min(size, CHUNK))))
+
+
+def some(got: Any) -> Any:
+    if not got:
+        raise EOFError
+    return got
+
+
+# --- the work, over an asynchronous wire and over a blocking socket ---
+
+
+async def answer(wire: Wire) -> None:
+    while head := await wire.read(HEAD.size):
+        what, size = HEAD.unpack(head)
+        if what == ECHO:
+            while size:
+                part = some(await wire.read(min(size, CHUNK)))
+                size -= len(part)
+                await wire.write(part)
+        else:
+            before = cpu_s()
+            await read_exactly(wire, size)
+            await wire.write(struct.pack("<d", cpu_s() - before))
+
+
+async def ask(wire: Wire, what: int, size: int) -> float:
+    """The other side's CPU seconds, of a sink."""
+    await wire.write(HEAD.pack(what, size))
+    data, left = bytes(min(size, CHUNK)), size
+    while left:
+        await wire.write(data if left >= CHUNK else data[:left])
+        left -= min(left, CHUNK)
+    if what == ECHO:
+        await read_exactly(wire, size)
+        return 0.0
+    return float(struct.unpack("<d", await wire.read(8))[0])
+
+
+def receive(sock: socket.socket, size: int) -> bytes:
+    out = b""
+    while len(out) < size:
+        out += some(sock.recv(size - len(out)))
+    return out
+
+
+def swallow(sock: socket.socket, size: int, buffer: bytearray) -> None:
+    while size:
+        size -= some(sock.recv_into(buffer, min(size, CHUNK)))
+
+
+def answer_blocking(sock: socket.socket) -> None:
+    buffer = bytearray(CHUNK)
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            what, size = HEAD.unpack(receive(sock, HEAD.size))
+            if what == ECHO:
+                swallow(sock, size, buffer)
+                sock.sendall(memoryview(buffer)[:size])
+            else:
+                before = cpu_s()
+                swallow(sock, size, buffer)
+                sock.sendall(struct.pack("<d", cpu_s() - before))
+
+
+def ask_blocking(sock: socket.socket, what: int, size: int) -> float:
+    data = bytes(min(size, CHUNK))
+    sock.sendall(HEAD.pack(what, size))
+    left = size
+    while left:
+        sock.sendall(data if left >= CHUNK else data[:left])
+        left -= min(left, CHUNK)
+    if what == ECHO:
+        swallow(sock, size, bytearray(CHUNK))
+        return 0.0
+    return float(struct.unpack("<d", receive(sock, 8))[0])
+
+
+def cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+# --- jobs ---
+
+Ask = Callable[[int, int], Any]
+
+
+async def measure(ask: Ask, job: str) -> dict[str, float]:
+    """`job`: latency, bulk:MEGABYTES, or idle (a message, a pause, a message)."""
+    name, _, argument = job.partition(":")
+    if name == "bulk":
+        size = int(float(argument) * MB)
+        await ask(SINK, 1)
+        before, began = cpu_s(), time.perf_counter()
+        other = await ask(SINK, size)
+        took = time.perf_counter() - began
+        mine = cpu_s() - before
+        return {"mb_s": size / MB / took, "send_ms_mb": mine * 1e9 / size, "receive_ms_mb": other * 1e9 / size}
+    if name == "idle":
+        await timed(ask, 20_000)
+        await asyncio.sleep(float(argument))
+        return {"first_ms": await timed(ask, 20_000), "second_ms": await timed(ask, 20_000)}
+    sizes = [(20_000, int(argument or 300)), (200_000, int(argument or 300) // 2)]
+    found = {}
+    for size, n in sizes:
+        each = sorted([await timed(ask, size) for _ in range(n)])
+        found |= {f"ms_{size}": statistics.median(each), f"p99_{size}": each[len(each) * 99 // 100]}
+    return found
+
+
+async def timed(ask: Ask, size: int) -> float:
+    began = time.perf_counter()
+    await ask(ECHO, size)
+    return (time.perf_counter() - began) * 1e3
+
+
+# --- paths ---
+
+
+def tls(server: bool) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    if server:
+        identity = make_identity()
+        with tempfile.NamedTemporaryFile() as file:
+            encoding = serialization.Encoding.PEM
+            file.write(identity.certificate.public_bytes(encoding))
+            plain = serialization.NoEncryption()
+            file.write(identity.key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, plain))
+            file.flush()
+            context.load_cert_chain(file.name)
+    return context
+
+
+def tuned(sock: socket.socket, control: str) -> None:
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if control:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, control.encode())
+
+
+def transport(engine: str, control: str, on_stream: Callable[[Stream], None]) -> Any:
+    make = engine_named(engine)
+    if control:
+        make = functools.partial(make, congestion_control=control)
+    return make(make_identity(), lambda _link: None, lambda _link, _kind, stream: on_stream(stream))
+
+
+async def in_thread(work: Callable[..., Any], *arguments: Any) -> Any:
+    return await asyncio.get_running_loop().run_in_executor(None, work, *arguments)
+
+
+async def serve(path: str, control: str, port: int) -> None:
+    if path in ("tcp", "tcp-blocking", "tls"):
+        listener = socket.create_server(("0.0.0.0", port))
+        print(listener.getsockname()[1], flush=True)
+        sock, _ = await in_thread(listener.accept)
+        tuned(sock, control)
+        if path == "tcp":
+            await answer(AsyncioWire(*await asyncio.open_connection(sock=sock)))
+        else:
+            await in_thread(answer_blocking, tls(True).wrap_socket(sock, server_side=True) if path == "tls" else sock)
+        return
+    streams: asyncio.Queue[Stream] = asyncio.Queue()
+    engine, _, spliced = path.partition("-")
+    endpoint = transport(engine, control, streams.put_nowait)
+    endpoint.start(port)
+    print(endpoint.port, flush=True)
+    stream = await streams.get()
+    if spliced:
+        inner, outer = socket.socketpair()
+        worker = threading.Thread(target=answer_blocking, args=(outer,), daemon=True)
+        worker.start()
+        inner.setblocking(False)
+        await stream.splice(inner)
+    else:
+        with contextlib.suppress(Exception):
+            await answer(stream)
+    await endpoint.close()
+
+
+@contextlib.asynccontextmanager
+async def connected(path: str, control: str, host: str, port: int) -> AsyncIterator[Ask]:
+    if path in ("tcp", "tcp-blocking", "tls"):
+        sock = socket.create_connection((host, port))
+        tuned(sock, control)
+        if path == "tcp":
+            yield functools.partial(ask, AsyncioWire(*await asyncio.open_connection(sock=sock)))
+        else:
+            blocking = tls(False).wrap_socket(sock) if path == "tls" else sock
+            yield functools.partial(in_thread, ask_blocking, blocking)
+        return
+    engine, _, spliced = path.partition("-")
+    endpoint = transport(engine, control, lambda stream: stream.abort())
+    endpoint.start(0)
+    link: Link = await endpoint.dial(f"{host}:{port}", None, 10)
+    stream = link.open(StreamKind.RPC)
+    if not spliced:
+        yield functools.partial(ask, stream)
+    else:
+        inner, outer = socket.socketpair()
+        inner.setblocking(False)
+        splice = asyncio.create_task(stream.splice(inner))
+        yield functools.partial(in_thread, ask_blocking, outer)
+        splice.cancel()
+    await endpoint.close()
+
+
+async def drive(path: str, control: str, host: str, port: int, job: str) -> None:
+    async with connected(path, control, host, port) as ask_it:
+        if job.startswith("latency"):
+            await measure(ask_it, "latency:50")  # warm
+        print(json.dumps(await measure(ask_it, job)), flush=True)
+
+
+def main() -> None:
+    role, path, *rest = sys.argv[1:]
+    path, _, control = path.partition("+")
+    if role == "serve":
+        uvloop.run(serve(path, control, int(rest[0])))
+    else:
+        uvloop.run(drive(path, control, rest[0], int(rest[1]), rest[2]))
+
+
+if __name__ == "__main__":
+    main()

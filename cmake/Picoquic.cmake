@@ -1,0 +1,39 @@
+# picoquic and picotls, unmodified, as one static library `picoquic` with OpenSSL's cryptography.
+#
+# Only what QUIC needs of them: no HTTP/3, no logs, no second TLS library. Sets MESH_QUIC when it can be built.
+
+find_package(OpenSSL 3.0 COMPONENTS Crypto)
+if(NOT OpenSSL_FOUND)
+    message(WARNING "without OpenSSL's headers (libssl-dev) the mesh is built without its fast engine; aioquic serves")
+    return()
+endif()
+set(MESH_QUIC ON)
+
+set(quic_sources ${CMAKE_SOURCE_DIR}/third_party/quic)
+execute_process(
+    COMMAND ${Python_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/picoquic.py ${quic_sources}
+    RESULT_VARIABLE picoquic_result)
+if(NOT picoquic_result EQUAL 0)
+    message(FATAL_ERROR "picoquic's source could not be brought; see the lines above")
+endif()
+
+file(GLOB picoquic_sources ${quic_sources}/picoquic/picoquic/*.c)
+list(FILTER picoquic_sources EXCLUDE REGEX "winsockloop|minicrypto|mbedtls|memory_log|picoqmux")
+set(picotls ${quic_sources}/picotls)
+set(picotls_sources ${picotls}/lib/picotls.c ${picotls}/lib/pembase64.c ${picotls}/lib/hpke.c ${picotls}/lib/openssl.c
+                    ${picotls}/lib/asn1.c)
+
+add_library(picoquic STATIC ${picoquic_sources} ${picotls_sources})
+target_include_directories(picoquic SYSTEM PUBLIC ${quic_sources}/picoquic/picoquic ${picotls}/include)
+target_compile_options(picoquic PRIVATE -w)
+target_compile_definitions(picoquic PUBLIC DISABLE_DEBUG_PRINTF PICOQUIC_WITHOUT_SSLKEYLOG)
+target_link_libraries(picoquic PUBLIC OpenSSL::Crypto Threads::Threads)
+
+# AES-GCM for short packets, written for the instructions of newer x86; chosen when the processor has them.
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|amd64|AMD64")
+    target_sources(picoquic PRIVATE ${picotls}/lib/fusion.c)
+    set_source_files_properties(${picotls}/lib/fusion.c PROPERTIES
+        COMPILE_OPTIONS "-mavx2;-maes;-mpclmul;-mvaes;-mvpclmulqdq")
+else()
+    target_compile_definitions(picoquic PRIVATE PTLS_WITHOUT_FUSION)
+endif()

@@ -1,0 +1,277 @@
+"""Links and streams over the compiled engine (csrc/quic): see transport.py, of which this is the fast implementation.
+
+The engine has a thread of its own for packets; here its events meet the loop. What a stream receives waits in the engine
+until it is read, and only then may the peer send more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+import weakref
+from collections.abc import Callable
+
+from cryptography.hazmat.primitives import serialization
+
+from meshllm.errors import TransportError
+from meshllm.mesh import _quic
+from meshllm.mesh.identity import Identity
+from meshllm.mesh.transport import ALPN, LinkHandler, StreamHandler, StreamKind
+from meshllm.mesh.udp import bind_error, resolve
+
+_RAW = serialization.Encoding.Raw, serialization.PrivateFormat.Raw, serialization.NoEncryption()
+_WRITE = 1 << 20  # bytes handed over at once
+_IDLE_TIMEOUT_S = 20.0
+_KEEP_ALIVE_S = 5.0
+_HANDSHAKE_TIMEOUT_S = 5.0
+CONGESTION_CONTROL = "bbr"  # docs/performance.md says why
+
+
+class NativeStream:
+    """See transport.Stream. One that nobody holds any more is dropped, unless it is finished."""
+
+    def __init__(self, engine: _quic.Engine, handle: int) -> None:
+        self._engine = engine
+        self._handle = handle
+        self._waiters: dict[int, asyncio.Future[None]] = {}  # by the event that ends the wait
+
+    async def read(self, limit: int = 1 << 18) -> bytes:
+        while True:
+            data, ended = self._engine.read(self._handle, limit)
+            if data or ended:
+                return data
+            await self._wait(_quic.READABLE)
+
+    async def write(self, data: bytes) -> None:
+        for start in range(0, len(data), _WRITE):
+            if self._engine.write(self._handle, data[start : start + _WRITE]):
+                await self._wait(_quic.WRITABLE)
+        self._engine.write(self._handle, b"")  # raises when it has failed meanwhile
+
+    def finish(self) -> None:
+        self._engine.finish(self._handle)
+
+    def abort(self) -> None:
+        self._engine.abort(self._handle)
+
+    async def splice(self, sock: socket.socket) -> None:
+        self._engine.splice(self._handle, sock.detach())
+        try:
+            await self._wait(_quic.SPLICED)
+        finally:
+            self.abort()
+
+    async def _wait(self, event: int) -> None:
+        waiter = self._waiters[event] = asyncio.get_running_loop().create_future()
+        await waiter
+
+    def happened(self, event: int) -> None:
+        waiter = self._waiters.pop(event, None)
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def __del__(self) -> None:
+        self._engine.release(self._handle)
+
+
+class NativeLink:
+    """See transport.Link."""
+
+    def __init__(self, endpoint: NativeEndpoint, handle: int, dialled: bool) -> None:
+        self._endpoint = endpoint
+        self._handle = handle
+        self.dialled = dialled
+        self.peer_id = ""
+        self.handshaken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._last = endpoint.engine.state(handle)
+
+    def _state(self) -> tuple[int, int, int, int, str]:
+        state = self._endpoint.engine.state(self._handle)
+        if state[-1]:  # else it is gone, and what was last known stays
+            self._last = state
+        return self._last
+
+    @property
+    def peer_address(self) -> str:
+        return self._state()[4]
+
+    @property
+    def rtt_s(self) -> float | None:
+        rtt_us = self._state()[0]
+        return rtt_us / 1e6 if rtt_us else None
+
+    @property
+    def bytes_sent(self) -> int:
+        return self._state()[1]
+
+    @property
+    def bytes_received(self) -> int:
+        return self._state()[2]
+
+    @property
+    def n_streams(self) -> int:
+        return self._state()[3]
+
+    @property
+    def closed(self) -> bool:
+        return self._closed.done()
+
+    async def wait_closed(self) -> str:
+        return await asyncio.shield(self._closed)
+
+    def open(self, kind: StreamKind) -> NativeStream:
+        handle = 0 if self.closed else self._endpoint.engine.open(self._handle, kind)
+        if not handle:
+            raise TransportError(self._closed.result() if self.closed else "the link is closed")
+        return self._endpoint.stream(handle)
+
+    def close(self, reason: str = "") -> None:
+        self.end(reason, at_once=False)
+
+    def end(self, reason: str, at_once: bool) -> None:
+        """`at_once`: the peer, which may never have answered, hears nothing."""
+        if not self.closed:
+            self._endpoint.engine.close_link(self._handle, reason, at_once)
+            self.ended(reason or "closed here")
+
+    # --- what the endpoint calls ---
+
+    def linked(self, peer_id: str) -> None:
+        self._state()
+        if not peer_id:
+            self.close("a certificate with an Ed25519 key is needed")
+            return
+        self.peer_id = peer_id
+        if not self.handshaken.done():
+            self.handshaken.set_result(None)
+
+    def ended(self, reason: str) -> None:
+        if self.closed:
+            return
+        self._state()
+        self._closed.set_result(reason)
+        if not self.handshaken.done():
+            self.handshaken.set_exception(TransportError(reason))
+            self.handshaken.exception()  # seen, also when nobody awaits it
+        self._endpoint.forget(self._handle)
+
+
+class NativeEndpoint:
+    """See transport.Transport. `on_link` hears of links that others dialled, `on_stream` of streams they open."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        on_link: LinkHandler,
+        on_stream: StreamHandler,
+        congestion_control: str = CONGESTION_CONTROL,
+    ) -> None:
+        self._identity = identity
+        self._on_link = on_link
+        self._on_stream = on_stream
+        self._congestion_control = congestion_control
+        self._engine: _quic.Engine | None = None
+        self._links: dict[int, NativeLink] = {}
+        self._streams: weakref.WeakValueDictionary[int, NativeStream] = weakref.WeakValueDictionary()
+        self._handlers: dict[int, Callable[[int, int, int, str], None]] = {
+            _quic.LINKED: self._linked,
+            _quic.CLOSED: self._ended,
+            _quic.OPENED: self._opened,
+        }
+
+    @property
+    def engine(self) -> _quic.Engine:
+        assert self._engine
+        return self._engine
+
+    @property
+    def port(self) -> int:
+        return self.engine.port
+
+    def start(self, port: int) -> None:
+        """Binds, to all addresses of both families. Raises TransportError."""
+        try:
+            self._engine = _quic.Engine(
+                port,
+                self._identity.key.private_bytes(*_RAW),
+                self._identity.certificate.public_bytes(serialization.Encoding.DER),
+                ALPN,
+                len(StreamKind),
+                congestion_control=self._congestion_control,
+                idle_timeout_s=_IDLE_TIMEOUT_S,
+                handshake_timeout_s=_HANDSHAKE_TIMEOUT_S,
+                keep_alive_s=_KEEP_ALIVE_S,
+            )
+        except OSError as error:
+            raise bind_error(port, error) from None
+        asyncio.get_running_loop().add_reader(self._engine.fileno(), self._take_events)
+
+    async def dial(self, address: str, peer_id: str | None, timeout_s: float) -> NativeLink:
+        deadline = time.monotonic() + timeout_s
+        host, port, _flow, scope = (*await resolve(address, self.engine.family), 0, 0)[:4]
+        handle = self.engine.dial(host, port, scope)
+        link = self._links[handle] = NativeLink(self, handle, dialled=True)
+        try:
+            await asyncio.wait_for(asyncio.shield(link.handshaken), deadline - time.monotonic())
+        except TimeoutError:
+            link.end("no answer", at_once=True)
+            raise TransportError(f"{address} does not answer") from None
+        except asyncio.CancelledError:
+            link.end("not needed", at_once=True)
+            raise
+        if peer_id is not None and link.peer_id != peer_id:
+            link.close("another node was expected here")
+            raise TransportError(f"{address} is node {link.peer_id[:10]}, not {peer_id[:10]}")
+        return link
+
+    async def close(self) -> None:
+        if self._engine is None:
+            return
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._engine.fileno())
+        await loop.run_in_executor(None, self._engine.stop)
+        for link in list(self._links.values()):
+            link.ended("closed here")
+        for stream in list(self._streams.values()):
+            for event in (_quic.READABLE, _quic.WRITABLE, _quic.SPLICED):
+                stream.happened(event)
+
+    # --- what links call ---
+
+    def stream(self, handle: int) -> NativeStream:
+        stream = self._streams[handle] = NativeStream(self.engine, handle)
+        return stream
+
+    def forget(self, link: int) -> None:
+        self._links.pop(link, None)
+
+    # --- events ---
+
+    def _take_events(self) -> None:
+        for what, link, stream, kind, text in self.engine.take_events():
+            if handler := self._handlers.get(what):
+                handler(link, stream, kind, text)
+            elif found := self._streams.get(stream):
+                found.happened(what)
+
+    def _linked(self, handle: int, _stream: int, _kind: int, peer_id: str) -> None:
+        link = self._links.get(handle)
+        if link is not None:
+            link.linked(peer_id)
+            return
+        link = NativeLink(self, handle, dialled=False)
+        link.linked(peer_id)
+        if not link.closed:
+            self._links[handle] = link
+            self._on_link(link)
+
+    def _ended(self, handle: int, _stream: int, _kind: int, reason: str) -> None:
+        if link := self._links.get(handle):
+            link.ended(reason)
+
+    def _opened(self, handle: int, stream_handle: int, kind: int, _text: str) -> None:
+        stream = self.stream(stream_handle)  # dropped again where its link is no more
+        if link := self._links.get(handle):
+            self._on_stream(link, StreamKind(kind), stream)
