@@ -1,9 +1,12 @@
 #include "quic/engine.h"
 
+#include "quic/congestion.h"
+
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <fcntl.h>
+#include <picoquic_internal.h>
 #include <picoquic_utils.h>
 #include <system_error>
 #include <unistd.h>
@@ -60,8 +63,7 @@ void drain(const channel::Fd & pipe) {
 Engine::Engine(const Config & config) : config_(config), socket_(config.port), now_us_(steady_us()) {
     make_pipe(event_out_, event_in_);
     make_pipe(wake_out_, wake_in_);
-    static std::once_flag registered;
-    std::call_once(registered, picoquic_register_all_congestion_control_algorithms);
+    auto * control = with_room_for_messages(config.congestion_control);
     auto seed = reset_seed(config.identity);
     quic_ = picoquic_create(max_connections, nullptr, nullptr, nullptr, config_.alpn.c_str(), called, this,
                             nullptr, nullptr, seed.data(), now_us_, &now_us_, nullptr, nullptr, 0);
@@ -74,7 +76,7 @@ Engine::Engine(const Config & config) : config_(config), socket_(config.port), n
         link->key_shown(key);
     });
     picoquic_enforce_client_only(quic_, 0);
-    picoquic_set_default_congestion_algorithm_by_name(quic_, config.congestion_control.c_str());
+    picoquic_set_default_congestion_algorithm(quic_, control);
     picoquic_set_default_idle_timeout(quic_, config.idle_timeout_us / 1000);
     picoquic_set_default_handshake_timeout(quic_, config.handshake_timeout_us);
     picoquic_set_max_half_open_retry_threshold(quic_, half_open_before_retry);
@@ -359,6 +361,7 @@ void Engine::run() {
         for (auto & each : work) {
             each();
         }
+        deliver(); // to splices that have just begun
         if (stopping_ && until == 0) {
             until = now_us_ + goodbye_us;
             for (auto & [handle, link] : live_) {
@@ -366,7 +369,7 @@ void Engine::run() {
             }
         }
         bool more = receive();
-        serve_splices(); // after the packets: what they brought goes out in one piece
+        serve_splices();
         more = send() || more;
         reap();
         int64_t delay = more ? 0 : picoquic_get_next_wake_delay(quic_, now_us_, longest_sleep_us);
@@ -431,6 +434,7 @@ bool Engine::receive() {
                                             static_cast<int>(each.interface), 0, &cnx, now_us_);
                 bytes = bytes.subspan(n);
             }
+            deliver();
             if (cnx != nullptr && picoquic_get_callback_context(cnx) != this) {
                 auto * link = static_cast<Link *>(picoquic_get_callback_context(cnx));
                 link->bytes_received += each.bytes.size();
@@ -458,6 +462,12 @@ bool Engine::send() {
             if (result != 0 || length == 0) {
                 break;
             }
+            if (cnx != nullptr) {
+                // picoquic's short cut for the later packets of a batch forgets the loss timer when the last
+                // one is full (sender.c, picoquic_prepare_packet_ready_fast): so it is asked once more, from
+                // the beginning.
+                picoquic_reinsert_by_wake_time(quic_, cnx, now_us_);
+            }
             next.bytes = space.first(length);
             next.segment_size = next.segment_size == 0 ? length : next.segment_size;
             socket_.queue(next);
@@ -475,17 +485,45 @@ bool Engine::send() {
     return true;
 }
 
+void Engine::touch(Stream & stream) {
+    if (!stream.touched) {
+        stream.touched = true;
+        touched_.push_back(stream.shared_from_this());
+    }
+}
+
+// Once for all packets that came together: a reader that is woken by the first of them finds little.
+void Engine::deliver() {
+    for (auto & stream : touched_) {
+        stream->touched = false;
+        if (stream->splice) {
+            flush(*stream);
+            continue;
+        }
+        std::lock_guard guard(lock_);
+        if (stream->reader_waits) {
+            stream->reader_waits = false;
+            tell_locked({Event::What::readable, stream->link_handle, stream->handle, 0, ""});
+        }
+    }
+    touched_.clear();
+}
+
+void Engine::flush(Stream & stream) {
+    size_t n = stream.splice->flush();
+    if (stream.link != nullptr) {
+        stream.link->taken(stream, n);
+    }
+}
+
 void Engine::serve_splices() {
     for (size_t i = 0; i < spliced_.size(); ++i) {
         Stream & stream = *spliced_[i];
         Splice & splice = *stream.splice;
         short happened =
             i + 2 < polled_.size() && polled_[i + 2].fd == splice.fd() ? polled_[i + 2].revents : 0;
-        if (splice.held() || (happened & ~POLLIN) != 0) {
-            size_t n = splice.flush();
-            if (stream.link != nullptr) {
-                stream.link->taken(stream, n);
-            }
+        if ((happened & ~POLLIN) != 0) {
+            flush(stream);
         }
         if (happened != 0 && stream.link != nullptr && !stream.splice_sends) {
             stream.splice_sends = true;

@@ -78,6 +78,9 @@ class Engine {
     void wait(int64_t delay_us);
     bool receive();
     bool send();
+    void touch(Stream & stream);
+    void deliver();
+    void flush(Stream & stream);
     void serve_splices();
     void reap();
     void advance();
@@ -96,7 +99,8 @@ class Engine {
     std::unique_ptr<Tls> tls_;
     channel::Fd event_in_, event_out_, wake_in_, wake_out_;
     std::vector<pollfd> polled_;
-    std::vector<std::shared_ptr<Stream>> spliced_; // the I/O thread's, as the two above
+    std::vector<std::shared_ptr<Stream>> spliced_; // the I/O thread's, as those beside it
+    std::vector<std::shared_ptr<Stream>> touched_;
     std::unordered_map<uint64_t, std::shared_ptr<Link>> live_;
 
     std::mutex lock_;

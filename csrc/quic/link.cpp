@@ -178,8 +178,9 @@ void Link::start(const std::shared_ptr<Stream> & stream) {
 
 void Link::received(Stream & stream, std::span<const uint8_t> bytes, bool end) {
     stream.window.arrived(bytes.size());
+    engine_.touch(stream); // which delivers it when all that came together has been read
     if (stream.splice) {
-        stream.splice->hold(bytes, end); // the engine flushes it when the batch of packets has been read
+        stream.splice->hold(bytes, end);
         return;
     }
     std::lock_guard guard(engine_.lock_);
@@ -187,10 +188,6 @@ void Link::received(Stream & stream, std::span<const uint8_t> bytes, bool end) {
         stream.in.push(bytes);
     }
     stream.ended = stream.ended || end;
-    if (stream.reader_waits) {
-        stream.reader_waits = false;
-        engine_.tell_locked({Event::What::readable, handle, stream.handle, 0, ""});
-    }
 }
 
 void Link::taken(Stream & stream, size_t n_bytes) {
@@ -293,6 +290,7 @@ void Link::begin_splice(Stream & stream) {
         ended = stream.ended;
     }
     stream.splice->hold(waiting, ended);
+    engine_.touch(stream);
     stream.splice_sends = true;
     activate(stream);
 }

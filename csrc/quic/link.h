@@ -38,7 +38,7 @@ struct LinkState {
     std::string peer_address; // "host:port", empty for an unknown link
 };
 
-struct Stream {
+struct Stream : std::enable_shared_from_this<Stream> {
     const uint64_t handle;
     const uint64_t link_handle;
 
@@ -57,6 +57,7 @@ struct Stream {
     uint64_t id = 0;
     Window window;
     std::optional<Splice> splice;
+    bool touched = false;      // something has come that its reader or its splice has not yet been given
     bool splice_sends = false; // picoquic asks the splice for bytes; else the descriptor is polled
 
     Stream(uint64_t handle, uint64_t link_handle) : handle(handle), link_handle(link_handle) {}

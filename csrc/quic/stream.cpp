@@ -88,11 +88,9 @@ void Window::told(uint64_t now_us) {
 void Splice::hold(std::span<const uint8_t> bytes, bool end) {
     backlog_.push(bytes);
     finish_ = finish_ || end;
-    held_ = true;
 }
 
 size_t Splice::flush() {
-    held_ = false;
     size_t n = 0;
     while (backlog_.size() > 0 && !broken_) {
         auto part = backlog_.front();

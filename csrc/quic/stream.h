@@ -64,7 +64,6 @@ class Splice {
 
     /// Towards the descriptor, with the next flush(); no more than the window lets the peer send.
     void hold(std::span<const uint8_t> bytes, bool end);
-    bool held() const { return held_; } // anything since the last flush
     /// Bytes that the descriptor took; it is to be called again when it takes more, if bytes are left.
     size_t flush();
     bool wants_to_write() const { return backlog_.size() > 0; }
@@ -83,7 +82,7 @@ class Splice {
     Queue backlog_;
     Bytes ahead_;
     size_t begin_ = 0, end_ = 0; // what is available, in ahead_
-    bool held_ = false, finish_ = false, at_end_ = false, broken_ = false;
+    bool finish_ = false, at_end_ = false, broken_ = false;
 };
 
 } // namespace meshllm::quic
