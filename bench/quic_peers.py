@@ -33,7 +33,7 @@ from meshllm.mesh.identity import make_identity
 from meshllm.mesh.transport import Link, Stream, StreamKind, engine_named
 
 CHUNK = 1 << 18
-MB = 1e6
+MB, PIECE = 1e6, 4_000_000
 ECHO, SINK = 0, 1
 HEAD = struct.Struct("<BQ")  # echo messages of so many bytes, or take so many and say so
 
@@ -146,8 +146,14 @@ Ask = Callable[[int, int], Any]
 
 
 async def measure(ask: Ask, job: str) -> dict[str, float]:
-    """`job`: latency[:N], bulk:MEGABYTES, or idle:SECONDS (a message, a pause, two messages)."""
+    """`job`: latency[:N], bulk:MEGABYTES, timed:SECONDS (bulk), or idle:SECONDS (a message, a pause, two messages)."""
     name, _, argument = job.partition(":")
+    if name == "timed":
+        began, done = time.perf_counter(), 0.0
+        while time.perf_counter() - began < float(argument):
+            await ask(SINK, PIECE)
+            done += PIECE / MB
+        return {"mb_s": done / (time.perf_counter() - began)}
     if name == "bulk":
         size = int(float(argument) * MB)
         await ask(SINK, 1)

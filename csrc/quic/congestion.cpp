@@ -11,6 +11,8 @@ namespace meshllm::quic {
 
 namespace {
 
+constexpr int64_t burst_nanosec = 1'000'000; // what TCP's pacing lets out at once in Linux
+
 struct Roomy : picoquic_congestion_algorithm_t {
     const picoquic_congestion_algorithm_t * base;
 };
@@ -22,7 +24,11 @@ const picoquic_congestion_algorithm_t * base_of(picoquic_path_t * path) {
 void make_room(picoquic_path_t * path, int64_t bucket_nanosec) {
     path->cwin = std::max<uint64_t>(path->cwin, message_packets * path->send_mtu);
     picoquic_pacing_t & pacing = path->pacing;
-    pacing.bucket_max = std::max<int64_t>(pacing.bucket_max, message_packets * pacing.packet_time_nanosec);
+    int64_t least_rate_nanosec = static_cast<int64_t>(path->smoothed_rtt) * 1000 / (2 * message_packets);
+    pacing.packet_time_nanosec =
+        std::clamp<int64_t>(pacing.packet_time_nanosec, 1, std::max<int64_t>(least_rate_nanosec, 1));
+    int64_t message_nanosec = message_packets * pacing.packet_time_nanosec;
+    pacing.bucket_max = std::max({pacing.bucket_max, message_nanosec, burst_nanosec});
     pacing.bucket_nanosec =
         std::min<int64_t>(std::max(pacing.bucket_nanosec, bucket_nanosec), pacing.bucket_max);
 }

@@ -80,6 +80,8 @@ Engine::Engine(const Config & config) : config_(config), socket_(config.port), n
     picoquic_set_default_idle_timeout(quic_, config.idle_timeout_us / 1000);
     picoquic_set_default_handshake_timeout(quic_, config.handshake_timeout_us);
     picoquic_set_max_half_open_retry_threshold(quic_, half_open_before_retry);
+    picoquic_set_packet_train_mode(quic_,
+                                   1); // pacing waits for some packets' worth: a wake-up for each costs more
     picoquic_set_mtu_max(quic_, max_mtu);
     picoquic_set_default_pmtud_policy(quic_, picoquic_pmtud_required);
     picoquic_set_default_priority(quic_, round_robin);
