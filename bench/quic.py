@@ -65,9 +65,9 @@ def loopback(repeat: int) -> None:
         table((), [(name, latency["ms_20000"], latency["ms_200000"], bulk["mb_s"], *cost)])
 
 
-def lab(repeat: int) -> None:
+def lab(repeat: int, mbit: list[int]) -> None:
     table(("Mbit/s", "loss %", "path", "bulk, MB/s", "20 KB, ms", "99 %", "worst", "after 3 s idle"), [])
-    for rate, loss in CONDITIONS:
+    for rate, loss in (condition for condition in CONDITIONS if condition[0] in mbit):
         for path in LAB:
             weak = loss > 0 and path.endswith(("cubic", "reno"))
             megabytes = 6 if weak else 25 if rate == 100 or path.startswith("aioquic") else 100
@@ -112,12 +112,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--lab", action="store_true")
+    parser.add_argument("--mbit", default="100,1000", help="of the links of --lab")
     parser.add_argument("--fair", action="store_true")
     args = parser.parse_args()
     if (args.lab or args.fair) and (why := netlab.missing()):
         raise SystemExit(why)
     if args.lab:
-        lab(args.repeat)
+        lab(args.repeat, [int(rate) for rate in args.mbit.split(",")])
     elif args.fair:
         fair()
     else:

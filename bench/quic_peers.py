@@ -170,7 +170,11 @@ async def measure(ask: Ask, job: str) -> dict[str, float]:
     found = {}
     for size, n in sizes:
         each = sorted([await timed(ask, size) for _ in range(n)])
-        found |= {f"ms_{size}": statistics.median(each), f"p99_{size}": each[len(each) * 99 // 100], f"max_{size}": each[-1]}
+        found |= {
+            f"ms_{size}": statistics.median(each),
+            f"p99_{size}": each[len(each) * 99 // 100],
+            f"max_{size}": each[-1],
+        }
     return found
 
 

@@ -37,3 +37,19 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|amd64|AMD64")
 else()
     target_compile_definitions(picoquic PRIVATE PTLS_WITHOUT_FUSION)
 endif()
+
+# Their licences go with the program. picotls has none as a file; each of its sources begins with it.
+file(READ ${picotls}/lib/picotls.c picotls_text)
+string(REGEX MATCH "^/\\*[^/]*\\*/" picotls_licence "${picotls_text}")
+file(WRITE ${CMAKE_CURRENT_BINARY_DIR}/picotls-LICENSE "${picotls_licence}\n")
+mesh_licence(picoquic ${quic_sources}/picoquic/LICENSE)
+mesh_licence(picotls ${CMAKE_CURRENT_BINARY_DIR}/picotls-LICENSE)
+# A wheel carries OpenSSL too, once auditwheel or delocate has made it independent of the system's.
+find_file(openssl_licence NAMES libssl-dev/copyright openssl/LICENSE openssl/LICENSE.txt LICENSE.txt LICENSE NO_DEFAULT_PATH
+          PATHS ${OPENSSL_INCLUDE_DIR}/../share/doc ${OPENSSL_INCLUDE_DIR}/../share/licenses ${OPENSSL_INCLUDE_DIR}/..)
+if(openssl_licence)
+    mesh_licence(openssl ${openssl_licence})
+endif()
+if(EXISTS /usr/share/common-licenses/Apache-2.0) # to which Debian's text refers
+    mesh_licence(Apache-2.0 /usr/share/common-licenses/Apache-2.0)
+endif()

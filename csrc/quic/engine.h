@@ -72,6 +72,7 @@ class Engine {
 
   private:
     friend class Link;
+    friend struct EngineTesting; // tests/native/fuzz_quic.cpp
 
     void post(std::function<void()> work);
     void run();

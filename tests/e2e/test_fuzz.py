@@ -13,7 +13,7 @@ import pytest
 
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(shutil.which("clang++") is None, reason="clang++ is not installed")
-@pytest.mark.parametrize("name", ["frames", "session", "graph"])
+@pytest.mark.parametrize("name", ["frames", "session", "graph", "quic"])
 def test_fuzzer_finds_nothing(name: str) -> None:
     script = Path(__file__).parents[2] / "scripts" / "fuzz"
     seconds = os.environ.get("MESH_LLM_FUZZ_SECONDS", "20")

@@ -340,18 +340,18 @@ def test_a_mutated_header_is_refused_or_read_right(
 CYTHON_INTERNALS = ["__reduce_cython__", "__setstate_cython__", "__test__"]
 
 
-def stubtest(folder: Path, extra: str = "") -> subprocess.CompletedProcess[str]:
+def stubtest(folder: Path, module: str, extra: str = "") -> subprocess.CompletedProcess[str]:
     """mypy's comparison of the stub, with `extra` behind it, and the extension that Python imports here."""
     package = Path(_native.__file__).parents[1]
     # a copy, since mypy looks into site-packages only for what is marked as typed
     shutil.copytree(package, folder / "meshllm", ignore=shutil.ignore_patterns("*.so", "_engine"))
-    with open(folder / "meshllm/rpc/_native.pyi", "a") as stub:
+    with open(folder / (module.replace(".", "/") + ".pyi"), "a") as stub:
         stub.write(extra)
-    (folder / "allowed").write_text("\n".join(f"meshllm.rpc._native.{name}" for name in CYTHON_INTERNALS))
+    (folder / "allowed").write_text("\n".join(f"{module}.{name}" for name in CYTHON_INTERNALS))
     (folder / "mypy.ini").write_text("[mypy]\n")
     options = "--ignore-disjoint-bases --allowlist allowed --mypy-config-file mypy.ini"
     return subprocess.run(
-        [sys.executable, "-P", "-m", "mypy.stubtest", "meshllm.rpc._native", *options.split()],
+        [sys.executable, "-P", "-m", "mypy.stubtest", module, *options.split()],
         cwd=folder,
         env=os.environ | {"MYPYPATH": str(folder)},
         capture_output=True,
@@ -359,13 +359,14 @@ def stubtest(folder: Path, extra: str = "") -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_stub_says_what_the_extension_has(tmp_path: Path) -> None:
-    result = stubtest(tmp_path)
+@pytest.mark.parametrize("module", ["meshllm.rpc._native", "meshllm.mesh._quic"])
+def test_the_stub_says_what_the_extension_has(tmp_path: Path, module: str) -> None:
+    result = stubtest(tmp_path, module)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_a_stub_that_says_more_is_noticed(tmp_path: Path) -> None:
-    result = stubtest(tmp_path, "def nonsense() -> None: ...")
+    result = stubtest(tmp_path, "meshllm.rpc._native", "def nonsense() -> None: ...")
     assert result.returncode != 0
     assert "nonsense is not present at runtime" in result.stdout
 

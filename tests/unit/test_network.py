@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import pytest
+from support.relay import Relay
 
 from meshllm.errors import MeshError, MeshLlmError, TransportError
 from meshllm.mesh import network
@@ -18,7 +19,7 @@ from meshllm.mesh.announcement import Announcement
 from meshllm.mesh.hello import Credentials
 from meshllm.mesh.identity import Identity, make_identity
 from meshllm.mesh.network import Mesh
-from meshllm.mesh.token import Token, make_ticket
+from meshllm.mesh.token import Token, join_address, make_ticket
 from meshllm.mesh.transport import Link, Stream, StreamKind, Transport, engine_named
 
 MESH, SECRET = "ab" * 16, b"s" * 16
@@ -238,78 +239,28 @@ def test_other_node_at_the_address_is_noticed() -> None:
     run(work)
 
 
-class Router(asyncio.DatagramProtocol):
-    """Between a client and the seed; keeps what the client sends, and may change its own address to the seed."""
-
-    def __init__(self, target: tuple[str, int]) -> None:
-        self.sent: list[bytes] = []
-        self._target = target
-        self._client: Any = None
-        self._outside: list[Any] = []
-
-    def connection_made(self, transport: Any) -> None:
-        self.inside = transport
-
-    async def open_outside(self) -> None:
-        """A new port towards the seed, as a NAT chooses that has forgotten the old one."""
-        await asyncio.get_running_loop().create_datagram_endpoint(lambda: _Outside(self), local_addr=("127.0.0.1", 0))
-
-    def outside_made(self, transport: Any) -> None:
-        for old in self._outside:
-            old.close()
-        self._outside = [transport]
-
-    def datagram_received(self, data: bytes, address: Any) -> None:
-        self._client = address
-        self.sent.append(data)
-        self._outside[0].sendto(data, self._target)
-
-    def answered(self, data: bytes) -> None:
-        self.inside.sendto(data, self._client)
-
-    def close(self) -> None:
-        self.inside.close()
-        self._outside[0].close()
-
-
-class _Outside(asyncio.DatagramProtocol):
-    def __init__(self, router: Router) -> None:
-        self._router = router
-
-    def connection_made(self, transport: Any) -> None:
-        self._router.outside_made(transport)
-
-    def datagram_received(self, data: bytes, address: Any) -> None:
-        self._router.answered(data)
-
-
-async def routed(bench: Bench, seed: Peer) -> tuple[Router, Peer]:
+async def routed(bench: Bench, seed: Peer) -> tuple[Relay, Peer]:
     """Somebody who has joined through a router."""
-    loop = asyncio.get_running_loop()
-    transport, router = await loop.create_datagram_endpoint(
-        lambda: Router(("127.0.0.1", seed.mesh.port)), local_addr=("127.0.0.1", 0)
-    )
-    await router.open_outside()
-    through = "127.0.0.1:" + str(transport.get_extra_info("sockname")[1])
-    token = Token(MESH, seed.id, (through,), token_of(seed).ticket)
+    relay = await Relay.open(("127.0.0.1", seed.mesh.port), records=True)
+    token = Token(MESH, seed.id, (join_address(*relay.address),), token_of(seed).ticket)
     joiner = bench.peer(None, ticket=token.ticket)
     await asyncio.sleep(0)
     await joiner.mesh.join(token)
     await until(lambda: joiner.id in seed.mesh.membership.present())
-    return router, joiner
+    return relay, joiner
 
 
 def test_recorded_handshake_is_worth_nothing() -> None:
     async def work(bench: Bench) -> None:
         seed = bench.peer()
-        router, joiner = await routed(bench, seed)
+        relay, joiner = await routed(bench, seed)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as replayer:
-            for datagram in list(router.sent):
+            for datagram in list(relay.sent):
                 replayer.sendto(datagram, ("127.0.0.1", seed.mesh.port))
         await asyncio.sleep(0.5)
         assert [len(p.links) for p in seed.mesh._peers.values()] == [1] and not seed.log
         assert await echoed(await joiner.mesh.open(seed.id, StreamKind.RPC), b"still") == b"still"
-        router.close()
+        relay.close()
 
     run(work)
 
@@ -317,7 +268,7 @@ def test_recorded_handshake_is_worth_nothing() -> None:
 def test_path_may_change_under_a_stream() -> None:
     async def work(bench: Bench) -> None:
         seed = bench.peer()
-        router, joiner = await routed(bench, seed)
+        relay, joiner = await routed(bench, seed)
         stream = await joiner.mesh.open(seed.id, StreamKind.RPC)
         link = joiner.mesh.link(seed.id)
         for i in range(3):
@@ -328,9 +279,9 @@ def test_path_may_change_under_a_stream() -> None:
                 received += await stream.read()
             assert received == data
             if i < 2:
-                await router.open_outside()
+                await relay.rebind()
         assert joiner.mesh.link(seed.id) is link
-        router.close()
+        relay.close()
 
     run(work)
 

@@ -1,0 +1,291 @@
+"""The native engine on the wire: with other implementations of QUIC, under loss, and from an address that changes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import shutil
+import ssl
+import subprocess
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+from aioquic.asyncio import QuicConnectionProtocol, connect, serve
+from aioquic.quic.configuration import QuicConfiguration
+from support.relay import Relay
+
+from meshllm.errors import MeshLlmError
+from meshllm.mesh.identity import make_identity
+from meshllm.mesh.native_quic import NativeEndpoint
+from meshllm.mesh.token import join_address
+from meshllm.mesh.transport import ALPN, Link, Stream, StreamKind
+
+MEGABYTES = 100  # each way
+PIECE = 1_000_000
+LOSS = 0.002
+GO = Path("/usr/share/gocode/src/github.com/lucas-clemente/quic-go")
+
+
+def run(work: Callable[[AsyncExitStack], Awaitable[None]], timeout_s: float = 200) -> None:
+    async def main() -> None:
+        async with asyncio.timeout(timeout_s), AsyncExitStack() as stack:
+            await work(stack)
+
+    uvloop.run(main())
+
+
+class Echo:
+    """A native endpoint that answers every stream with what it carries."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.links: list[Link] = []
+        self.endpoint = NativeEndpoint(make_identity(), self.links.append, self._opened)
+
+    def _opened(self, _link: Link, _kind: StreamKind, stream: Stream) -> None:
+        self._tasks.add(asyncio.create_task(self._echo(stream)))
+
+    async def _echo(self, stream: Stream) -> None:
+        with contextlib.suppress(MeshLlmError):
+            while data := await stream.read():
+                await stream.write(data)
+            stream.finish()
+
+
+async def native(stack: AsyncExitStack) -> Echo:
+    echo = Echo()
+    echo.endpoint.start(0)
+    stack.push_async_callback(echo.endpoint.close)
+    return echo
+
+
+async def relay_to(stack: AsyncExitStack, port: int, loss: float = LOSS) -> Relay:
+    relay = await Relay.open(("127.0.0.1", port), loss)
+    stack.callback(relay.close)
+    return relay
+
+
+# --- the other implementations ---
+
+Exchange = Callable[[bytes], Awaitable[bytes]]
+
+
+async def moved(exchange: Exchange, halfway: Callable[[], Awaitable[None]]) -> None:
+    """All pieces there and back again, whatever happens in between."""
+    for i in range(MEGABYTES):
+        piece = os.urandom(PIECE)
+        assert hashlib.sha256(await exchange(piece)).digest() == hashlib.sha256(piece).digest()
+        if i in (MEGABYTES // 3, 2 * MEGABYTES // 3):
+            await halfway()
+
+
+def exchange_over(read: Callable[[int], Awaitable[bytes]], write: Callable[[bytes], Awaitable[None]]) -> Exchange:
+    async def exchange(piece: bytes) -> bytes:
+        writing = asyncio.create_task(write(piece))
+        parts, size = [], 0
+        while size < len(piece):
+            parts.append(await read(len(piece) - size))
+            size += len(parts[-1])
+        await writing
+        return b"".join(parts)
+
+    return exchange
+
+
+def stock_configuration(folder: Path, is_client: bool) -> QuicConfiguration:
+    identity = make_identity()
+    return QuicConfiguration(
+        is_client=is_client,
+        alpn_protocols=[ALPN],
+        verify_mode=ssl.CERT_NONE,
+        certificate=identity.certificate,
+        private_key=identity.key,
+        max_datagram_size=1400,
+    )
+
+
+def test_stock_aioquic_dials(tmp_path: Path) -> None:
+    async def work(stack: AsyncExitStack) -> None:
+        echo = await native(stack)
+        relay = await relay_to(stack, echo.endpoint.port)
+        client = await stack.enter_async_context(
+            connect(*relay.address, configuration=stock_configuration(tmp_path, True))
+        )
+        reader, writer = await client.create_stream()
+        writer.write(bytes([StreamKind.RPC]))
+
+        async def write(piece: bytes) -> None:
+            writer.write(piece)
+
+        async def new_address_and_keys() -> None:
+            await relay.rebind()
+            client.request_key_update()
+
+        await moved(exchange_over(reader.read, write), new_address_and_keys)
+        writer.close()
+        assert len(echo.links) == 1 and not echo.links[0].closed
+
+    run(work)
+
+
+def test_stock_aioquic_is_dialled(tmp_path: Path) -> None:
+    async def work(stack: AsyncExitStack) -> None:
+        protocols: list[QuicConnectionProtocol] = []
+
+        def made(*arguments: Any, **options: Any) -> QuicConnectionProtocol:
+            protocols.append(QuicConnectionProtocol(*arguments, **options))
+            return protocols[-1]
+
+        async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            assert await reader.readexactly(1) == bytes([StreamKind.RPC])
+            while data := await reader.read(1 << 18):
+                writer.write(data)
+            writer.close()
+
+        tasks: set[asyncio.Future[None]] = set()
+        server = await serve(
+            "127.0.0.1",
+            0,
+            configuration=stock_configuration(tmp_path, False),
+            create_protocol=made,
+            stream_handler=lambda r, w: tasks.add(asyncio.ensure_future(echo(r, w))),
+        )
+        stack.callback(server.close)
+        port = server._transport.get_extra_info("sockname")[1]  # type: ignore[attr-defined]
+        client = await native(stack)
+        relay = await relay_to(stack, port)
+        link = await client.endpoint.dial(join_address(*relay.address), None, 10)
+        stream = link.open(StreamKind.RPC)
+
+        async def new_address_and_keys() -> None:
+            await relay.rebind()
+            protocols[0].request_key_update()
+
+        await moved(exchange_over(stream.read, stream.write), new_address_and_keys)
+        assert not link.closed
+        stream.finish()
+        await asyncio.gather(*tasks)
+
+    run(work)
+
+
+@pytest.fixture(scope="module")
+def go_peer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    if shutil.which("go") is None or not GO.is_dir():
+        pytest.skip("Debian's golang-go and golang-github-lucas-clemente-quic-go-dev are not installed")
+    program = tmp_path_factory.mktemp("go") / "quic_go_peer"
+    source = Path(__file__).parents[1] / "native/quic_go_peer.go"
+    go = os.environ | {"GO111MODULE": "off", "GOPATH": "/usr/share/gocode", "GOFLAGS": ""}
+    subprocess.run(["go", "build", "-o", str(program), str(source)], check=True, env=go)
+    return str(program)
+
+
+@contextlib.asynccontextmanager
+async def running(*command: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.communicate()
+
+
+def test_quic_go_dials(go_peer: str) -> None:
+    async def work(stack: AsyncExitStack) -> None:
+        echo = await native(stack)
+        relay = await relay_to(stack, echo.endpoint.port)
+        address = join_address(*relay.address)
+        go = await stack.enter_async_context(running(go_peer, "dial", address, str(MEGABYTES)))
+        while not echo.links:
+            await asyncio.sleep(0.01)
+        while go.returncode is None and echo.links[0].bytes_received < MEGABYTES * PIECE // 2:
+            await asyncio.sleep(0.01)
+        await relay.rebind()
+        out, errors = await go.communicate()
+        assert out == b"all came back\n", errors.decode()
+
+    run(work)
+
+
+def test_quic_go_is_dialled(go_peer: str) -> None:
+    async def work(stack: AsyncExitStack) -> None:
+        go = await stack.enter_async_context(running(go_peer, "serve"))
+        assert go.stdout
+        relay = await relay_to(stack, int(await go.stdout.readline()))
+        client = await native(stack)
+        link = await client.endpoint.dial(join_address(*relay.address), None, 10)
+        stream = link.open(StreamKind.RPC)
+
+        async def nothing() -> None:
+            """This version of quic-go keeps sending to the address that it first saw, when it is the server."""
+
+        await moved(exchange_over(stream.read, stream.write), nothing)
+        stream.finish()
+        assert await stream.read() == b"" and not link.closed
+
+    run(work)
+
+
+# --- loss ---
+
+
+def test_no_lost_packet_stops_a_stream() -> None:
+    """Full last packets that are lost, with nothing behind them: their loss timer must be there (engine.cpp, send)."""
+
+    async def work(stack: AsyncExitStack) -> None:
+        echo, client = await native(stack), await native(stack)
+        relay = await relay_to(stack, echo.endpoint.port, 0.02)
+        link = await client.endpoint.dial(join_address(*relay.address), None, 10)
+        stream = link.open(StreamKind.RPC)
+        exchange = exchange_over(stream.read, stream.write)
+        worst_s = 0.0
+        for size in [20_000, 1380, 1440] * 300:
+            began = time.monotonic()
+            await exchange(bytes(size))
+            worst_s = max(worst_s, time.monotonic() - began)
+        assert worst_s < 3  # without it, until the keep-alive of 5 s
+
+    run(work)
+
+
+# --- what one stream may cost the others ---
+
+
+def test_a_slow_stream_holds_no_other() -> None:
+    async def work(stack: AsyncExitStack) -> None:
+        kept: list[Stream] = []
+        tasks: set[asyncio.Task[None]] = set()
+        echo = Echo()
+
+        def opened(link: Link, kind: StreamKind, stream: Stream) -> None:
+            if kind is StreamKind.TRANSFER:
+                kept.append(stream)  # and nobody reads it
+            else:
+                echo._opened(link, kind, stream)
+
+        server = NativeEndpoint(make_identity(), lambda _link: None, opened)
+        server.start(0)
+        stack.push_async_callback(server.close)
+        client = await native(stack)
+        link = await client.endpoint.dial(f"127.0.0.1:{server.port}", None, 10)
+        for _ in range(100):
+            slow = link.open(StreamKind.TRANSFER)
+            tasks.add(asyncio.create_task(slow.write(bytes(2_000_000))))
+        while len(kept) < 100:
+            await asyncio.sleep(0.01)
+        stream = link.open(StreamKind.RPC)
+        exchange = exchange_over(stream.read, stream.write)
+        for _ in range(20):
+            assert len(await exchange(bytes(PIECE))) == PIECE
+        for task in tasks:
+            task.cancel()
+
+    run(work, 60)
