@@ -71,11 +71,13 @@ class LabApi:
 
 
 @contextmanager
-def device_servers(lab: Any, kind: str, threads: int = THREADS) -> Iterator[list[Process]]:
-    """Two of one kind, on h2 and h3; their attribute `address` is where they listen."""
+def device_servers(
+    lab: Any, kind: str, threads: int = THREADS, hosts: Sequence[str] = ("h2", "h3")
+) -> Iterator[list[Process]]:
+    """One kind on each of these hosts; their attribute `address` is where they listen."""
     with ExitStack() as stack:
         servers: list[Process] = []
-        for host in ("h2", "h3") if kind != "local" else ():
+        for host in hosts if kind != "local" else ():
             prefix = netlab.prefix(lab, host)
             if kind == "ours":
                 args = ("--allow-remote", "--model", str(MODEL))

@@ -4,8 +4,8 @@
     python bench/quic.py --lab            emulated links of 20 ms with loss, against kernel TCP of three kinds (root)
     python bench/quic.py --fair           one link shared with a TCP flow (root)
 
-Two processes a row (bench/quic_peers.py). "spliced" is the way of the rpc streams: a program with a Unix socket at either
-end; the others are streams as Python sees them. Medians over the runs.
+Two processes a row (bench/quic_peers.py). "spliced" is the way of the rpc streams: a program with a Unix socket at
+either end; the others are streams as Python sees them. Medians over the runs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Third-party sources out of PyPI's source packages, pinned by version and SHA-256 and kept in the user's cache folder."""
+"""Third-party sources out of PyPI's source packages, pinned by version and SHA-256, kept in the user's cache."""
 
 from __future__ import annotations
 

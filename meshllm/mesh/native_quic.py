@@ -1,7 +1,7 @@
 """Links and streams over the compiled engine (csrc/quic): see transport.py, of which this is the fast implementation.
 
-The engine has a thread of its own for packets; here its events meet the loop. What a stream receives waits in the engine
-until it is read, and only then may the peer send more.
+The engine has a thread of its own for packets; here its events meet the loop. What a stream receives waits in the
+engine until it is read, and only then may the peer send more.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def bind_error(port: int, error: OSError) -> TransportError:
 
 
 async def resolve(address: str, family: int) -> Any:
-    """The socket address of "host:port" in that family, IPv4 in the disguise of IPv6 if need be. Raises TransportError."""
+    """The socket address of "host:port" in that family, IPv4 in the guise of IPv6 if need be. Raises TransportError."""
     parts = split_address(address)
     if parts is None:
         raise TransportError(f"{address} is not an address")

@@ -41,6 +41,11 @@ def run(work: Callable[[AsyncExitStack], Awaitable[None]], timeout_s: float = 20
     uvloop.run(main())
 
 
+async def until(check: Callable[[], object]) -> None:
+    while not check():  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+
+
 class Echo:
     """A native endpoint that answers every stream with what it carries."""
 
@@ -204,10 +209,8 @@ def test_quic_go_dials(go_peer: str) -> None:
         relay = await relay_to(stack, echo.endpoint.port)
         address = join_address(*relay.address)
         go = await stack.enter_async_context(running(go_peer, "dial", address, str(MEGABYTES)))
-        while not echo.links:
-            await asyncio.sleep(0.01)
-        while go.returncode is None and echo.links[0].bytes_received < MEGABYTES * PIECE // 2:
-            await asyncio.sleep(0.01)
+        await until(lambda: echo.links)
+        await until(lambda: go.returncode is not None or echo.links[0].bytes_received > MEGABYTES * PIECE // 2)
         await relay.rebind()
         out, errors = await go.communicate()
         assert out == b"all came back\n", errors.decode()
@@ -279,8 +282,7 @@ def test_a_slow_stream_holds_no_other() -> None:
         for _ in range(100):
             slow = link.open(StreamKind.TRANSFER)
             tasks.add(asyncio.create_task(slow.write(bytes(2_000_000))))
-        while len(kept) < 100:
-            await asyncio.sleep(0.01)
+        await until(lambda: len(kept) == 100)
         stream = link.open(StreamKind.RPC)
         exchange = exchange_over(stream.read, stream.write)
         for _ in range(20):
