@@ -2,8 +2,9 @@
 
     python bench/mesh.py [--rtt-ms 0,5,20] [--mbit 1000] [--nodes 2,3] [--tokens 64] [--repeat 3] [--threads 1]
 
-Runs in netlab (root): the host h1, and stages on the others. "TCP" is mesh-llm --stage over device servers, the others are
-nodes with one token over either QUIC engine. Time to first token is of a prompt of some 300 tokens.
+Runs in netlab (root): the host h1, and stages on the others, each with the same share of the layers. "TCP" is mesh-llm
+--stage over device servers, the others are nodes with one token over either QUIC engine. Time to first token is of a
+prompt of some 300 tokens.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def mesh(lab: Any, threads: int, hosts: Sequence[str], engine_name: str) -> Iter
             argv = ("--name", host, "--quic", engine_name, "--threads", str(threads), *args, *engine)
             return stack.enter_context(MeshLlm(*argv, port=PORT, prefix=netlab.prefix(lab, host), data=data))
 
-        seed = node("h1", "--model", str(MODEL), "--split")
+        seed = node("h1", "--model", str(MODEL), "--split", "--tensor-split", even(hosts))
         token = re.findall(r"--join (\S+)", seed.wait_output("--join "))[-1]
         for host in hosts:
             node(host, "--join", token)
@@ -48,6 +49,11 @@ def mesh(lab: Any, threads: int, hosts: Sequence[str], engine_name: str) -> Iter
 
         eventually(complete, 60, "the stages")
         yield api
+
+
+def even(hosts: Sequence[str]) -> str:
+    """The host has a stage's share too."""
+    return ",".join(["1"] * (len(hosts) + 1))
 
 
 def figures(api: LabApi, n_tokens: int, repeat: int) -> list[tuple[float, float]]:
@@ -81,15 +87,18 @@ def main() -> None:
 
 
 def measure(lab: Any, n_nodes: int, args: argparse.Namespace) -> dict[str, tuple[float, float]]:
-    """In turns, twice, so that a slow minute of the machine is shared by all; medians."""
+    """In turns, three times, so that a slow minute of the machine is shared by all; medians."""
     runs: dict[str, list[tuple[float, float]]] = {"TCP": [], "native": [], "aioquic": []}
     hosts = [f"h{i}" for i in range(2, n_nodes + 1)]
-    for _ in range(2):
+    options = ("--no-draft", "--tensor-split", even(hosts))
+    for _ in range(3):
         for kind, found in runs.items():
             with ExitStack() as stack:
                 if kind == "TCP":
                     servers = stack.enter_context(device_servers(lab, "ours", args.threads, hosts))
-                    api, _seconds = stack.enter_context(running(lab, "ours", servers, threads=args.threads))
+                    api, _seconds = stack.enter_context(
+                        running(lab, "ours", servers, threads=args.threads, options=options)
+                    )
                 else:
                     api = stack.enter_context(mesh(lab, args.threads, hosts, kind))
                 found += figures(api, args.tokens, args.repeat)

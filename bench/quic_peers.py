@@ -23,7 +23,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from typing import Any, Protocol
 
 import uvloop
@@ -66,6 +66,14 @@ def some(got: Any) -> Any:
     return got
 
 
+def message(what: int, size: int) -> Iterator[bytes]:
+    """Its head and its body, in as few pieces as a program writes that has it ready."""
+    data = bytes(min(size, CHUNK))
+    yield HEAD.pack(what, size) + data
+    for left in range(size - len(data), 0, -CHUNK):
+        yield data if left >= CHUNK else data[:left]
+
+
 # --- the work, over an asynchronous wire and over a blocking socket ---
 
 
@@ -85,11 +93,8 @@ async def answer(wire: Wire) -> None:
 
 async def ask(wire: Wire, what: int, size: int) -> float:
     """The other side's CPU seconds, of a sink."""
-    await wire.write(HEAD.pack(what, size))
-    data, left = bytes(min(size, CHUNK)), size
-    while left:
-        await wire.write(data if left >= CHUNK else data[:left])
-        left -= min(left, CHUNK)
+    for piece in message(what, size):
+        await wire.write(piece)
     if what == ECHO:
         await read_exactly(wire, size)
         return 0.0
@@ -123,12 +128,8 @@ def answer_blocking(sock: socket.socket) -> None:
 
 
 def ask_blocking(sock: socket.socket, what: int, size: int) -> float:
-    data = bytes(min(size, CHUNK))
-    sock.sendall(HEAD.pack(what, size))
-    left = size
-    while left:
-        sock.sendall(data if left >= CHUNK else data[:left])
-        left -= min(left, CHUNK)
+    for piece in message(what, size):
+        sock.sendall(piece)
     if what == ECHO:
         swallow(sock, size, bytearray(CHUNK))
         return 0.0

@@ -65,34 +65,35 @@ Engine::Engine(const Config & config) : config_(config), socket_(config.port), n
     make_pipe(wake_out_, wake_in_);
     auto * control = with_room_for_messages(config.congestion_control);
     auto seed = reset_seed(config.identity);
-    quic_ = picoquic_create(max_connections, nullptr, nullptr, nullptr, config_.alpn.c_str(), called, this,
-                            nullptr, nullptr, seed.data(), now_us_, &now_us_, nullptr, nullptr, 0);
-    if (quic_ == nullptr) {
+    quic_.reset(picoquic_create(max_connections, nullptr, nullptr, nullptr, config_.alpn.c_str(), called,
+                                this, nullptr, nullptr, seed.data(), now_us_, &now_us_, nullptr, nullptr, 0));
+    if (!quic_) {
         throw std::runtime_error("picoquic cannot start");
     }
-    tls_ = std::make_unique<Tls>(quic_, config.identity, [this](picoquic_cnx_t * cnx, const PublicKey & key) {
-        void * context = picoquic_get_callback_context(cnx);
-        auto * link = context == this ? accepted(cnx) : static_cast<Link *>(context);
-        link->key_shown(key);
-    });
-    picoquic_enforce_client_only(quic_, 0);
-    picoquic_set_default_congestion_algorithm(quic_, control);
-    picoquic_set_default_idle_timeout(quic_, config.idle_timeout_us / 1000);
-    picoquic_set_default_handshake_timeout(quic_, config.handshake_timeout_us);
-    picoquic_set_max_half_open_retry_threshold(quic_, half_open_before_retry);
-    picoquic_set_packet_train_mode(quic_,
+    tls_ = std::make_unique<Tls>(
+        quic_.get(), config.identity, [this](picoquic_cnx_t * cnx, const PublicKey & key) {
+            void * context = picoquic_get_callback_context(cnx);
+            auto * link = context == this ? accepted(cnx) : static_cast<Link *>(context);
+            link->key_shown(key);
+        });
+    picoquic_enforce_client_only(quic_.get(), 0);
+    picoquic_set_default_congestion_algorithm(quic_.get(), control);
+    picoquic_set_default_idle_timeout(quic_.get(), config.idle_timeout_us / 1000);
+    picoquic_set_default_handshake_timeout(quic_.get(), config.handshake_timeout_us);
+    picoquic_set_max_half_open_retry_threshold(quic_.get(), half_open_before_retry);
+    picoquic_set_packet_train_mode(quic_.get(),
                                    1); // pacing waits for some packets' worth: a wake-up for each costs more
-    picoquic_set_mtu_max(quic_, max_mtu);
-    picoquic_set_default_pmtud_policy(quic_, picoquic_pmtud_required);
-    picoquic_set_default_priority(quic_, round_robin);
-    picoquic_set_max_data_control(quic_, max_data);
-    picoquic_disable_port_blocking(quic_, 1); // nodes choose their ports themselves
+    picoquic_set_mtu_max(quic_.get(), max_mtu);
+    picoquic_set_default_pmtud_policy(quic_.get(), picoquic_pmtud_required);
+    picoquic_set_default_priority(quic_.get(), round_robin);
+    picoquic_set_max_data_control(quic_.get(), max_data);
+    picoquic_disable_port_blocking(quic_.get(), 1); // nodes choose their ports themselves
     for (auto parameter :
          {picoquic_tp_initial_max_stream_data_bidi_local, picoquic_tp_initial_max_stream_data_bidi_remote}) {
-        picoquic_set_default_tp_value(quic_, parameter, Window::initial);
+        picoquic_set_default_tp_value(quic_.get(), parameter, Window::initial);
     }
-    picoquic_set_default_tp_value(quic_, picoquic_tp_initial_max_streams_bidi, max_streams);
-    picoquic_set_default_tp_value(quic_, picoquic_tp_initial_max_streams_uni, 0);
+    picoquic_set_default_tp_value(quic_.get(), picoquic_tp_initial_max_streams_bidi, max_streams);
+    picoquic_set_default_tp_value(quic_.get(), picoquic_tp_initial_max_streams_uni, 0);
     thread_ = std::thread([this] { run(); });
 }
 
@@ -139,8 +140,9 @@ uint64_t Engine::dial(const sockaddr_storage & address) {
     }
     post([this, handle, address] {
         auto * to = reinterpret_cast<const sockaddr *>(&address);
-        auto * cnx = picoquic_create_cnx(quic_, picoquic_null_connection_id, picoquic_null_connection_id, to,
-                                         now_us_, 0, nullptr, config_.alpn.c_str(), 1);
+        auto * cnx =
+            picoquic_create_cnx(quic_.get(), picoquic_null_connection_id, picoquic_null_connection_id, to,
+                                now_us_, 0, nullptr, config_.alpn.c_str(), 1);
         if (cnx == nullptr) {
             tell({Event::What::closed, handle, 0, 0, "too many connections"});
             return;
@@ -220,6 +222,9 @@ bool Engine::write(uint64_t handle, std::span<const uint8_t> bytes) {
     auto stream = find(handle);
     if (!stream || !stream->error.empty() || stream->finished) {
         throw StreamError(!stream || stream->error.empty() ? "written after its end" : stream->error);
+    }
+    if (bytes.empty()) {
+        return false;
     }
     stream->out.push(bytes);
     bool full = stream->writer_waits = stream->out.size() > many;
@@ -339,8 +344,7 @@ void Engine::stop() {
             picoquic_set_callback(link->cnx(), called, nullptr);
         }
     }
-    picoquic_free(quic_);
-    quic_ = nullptr;
+    quic_.reset();
     live_.clear();
     spliced_.clear();
 }
@@ -374,7 +378,7 @@ void Engine::run() {
         serve_splices();
         more = send() || more;
         reap();
-        int64_t delay = more ? 0 : picoquic_get_next_wake_delay(quic_, now_us_, longest_sleep_us);
+        int64_t delay = more ? 0 : picoquic_get_next_wake_delay(quic_.get(), now_us_, longest_sleep_us);
         if (until != 0) {
             bool quiet = !more && socket_.nothing_queued();
             until = quiet && delay > 0 ? now_us_ : until; // all good-byes are out
@@ -431,7 +435,8 @@ bool Engine::receive() {
             auto bytes = each.bytes;
             while (!bytes.empty()) {
                 size_t n = std::min(bytes.size(), each.segment_size);
-                picoquic_incoming_packet_ex(quic_, bytes.data(), n, reinterpret_cast<sockaddr *>(&each.peer),
+                picoquic_incoming_packet_ex(quic_.get(), bytes.data(), n,
+                                            reinterpret_cast<sockaddr *>(&each.peer),
                                             reinterpret_cast<sockaddr *>(&each.local),
                                             static_cast<int>(each.interface), 0, &cnx, now_us_);
                 bytes = bytes.subspan(n);
@@ -458,9 +463,9 @@ bool Engine::send() {
             int interface = 0;
             picoquic_cnx_t * cnx = nullptr;
             advance();
-            int result = picoquic_prepare_next_packet_ex(quic_, now_us_, space.data(), space.size(), &length,
-                                                         &next.peer, &next.local, &interface, nullptr, &cnx,
-                                                         &next.segment_size);
+            int result = picoquic_prepare_next_packet_ex(quic_.get(), now_us_, space.data(), space.size(),
+                                                         &length, &next.peer, &next.local, &interface,
+                                                         nullptr, &cnx, &next.segment_size);
             if (result != 0 || length == 0) {
                 break;
             }
@@ -468,7 +473,7 @@ bool Engine::send() {
                 // picoquic's short cut for the later packets of a batch forgets the loss timer when the last
                 // one is full (sender.c, picoquic_prepare_packet_ready_fast): so it is asked once more, from
                 // the beginning.
-                picoquic_reinsert_by_wake_time(quic_, cnx, now_us_);
+                picoquic_reinsert_by_wake_time(quic_.get(), cnx, now_us_);
             }
             next.bytes = space.first(length);
             next.segment_size = next.segment_size == 0 ? length : next.segment_size;

@@ -96,7 +96,7 @@ class Engine {
     Config config_;
     UdpSocket socket_;
     uint64_t now_us_ = 0; // of a steady clock; picoquic reads it as its time
-    picoquic_quic_t * quic_ = nullptr;
+    std::unique_ptr<picoquic_quic_t, void (*)(picoquic_quic_t *)> quic_{nullptr, picoquic_free};
     std::unique_ptr<Tls> tls_;
     channel::Fd event_in_, event_out_, wake_in_, wake_out_;
     std::vector<pollfd> polled_;

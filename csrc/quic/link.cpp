@@ -127,7 +127,7 @@ void Link::linked() {
     }
     linked_ = true;
     picoquic_enable_keep_alive(cnx_, engine_.config_.keep_alive_us);
-    engine_.tell({Event::What::linked, handle, 0, 0, key_ ? hexadecimal(*key_) : ""});
+    engine_.tell({Event::What::linked, handle, 0, dialled_, key_ ? hexadecimal(*key_) : ""});
 }
 
 // --- streams ---

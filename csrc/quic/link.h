@@ -27,7 +27,7 @@ struct Event {
     enum class What { linked, closed, opened, readable, writable, spliced };
     What what;
     uint64_t link = 0, stream = 0;
-    int kind = 0;     // opened: the stream's first byte
+    int kind = 0;     // opened: the stream's first byte; linked: 1 when this side has dialled
     std::string text; // linked: the peer's key in hexadecimal, or nothing for who showed none; closed: why
 };
 

@@ -1,3 +1,4 @@
+#define __APPLE_USE_RFC_3542 1 // IPV6_RECVPKTINFO on macOS
 #include "quic/udp.h"
 
 #include <algorithm>

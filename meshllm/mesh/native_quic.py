@@ -256,10 +256,10 @@ class NativeEndpoint:
             elif found := self._streams.get(stream):
                 found.happened(what)
 
-    def _linked(self, handle: int, _stream: int, _kind: int, peer_id: str) -> None:
-        link = self._links.get(handle)
-        if link is not None:
-            link.linked(peer_id)
+    def _linked(self, handle: int, _stream: int, dialled: int, peer_id: str) -> None:
+        if dialled:
+            if link := self._links.get(handle):  # else it was given up meanwhile
+                link.linked(peer_id)
             return
         link = NativeLink(self, handle, dialled=False)
         link.linked(peer_id)

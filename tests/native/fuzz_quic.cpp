@@ -1,5 +1,5 @@
-// Two native engines, of which one is attacked: by raw datagrams, by any frames in packets that decrypt, and by calls in
-// any order. The first byte of an input says which.
+// Two native engines, of which one is attacked: by raw datagrams, by any frames in packets that decrypt, and
+// by calls in any order. The first byte of an input says which.
 #include "quic/engine.h"
 
 #include <arpa/inet.h>
