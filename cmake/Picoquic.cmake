@@ -40,7 +40,8 @@ endif()
 
 # Their licences go with the program. picotls has none as a file; each of its sources begins with it.
 file(READ ${picotls}/lib/picotls.c picotls_text)
-string(REGEX MATCH "^/\\*[^/]*\\*/" picotls_licence "${picotls_text}")
+string(FIND "${picotls_text}" "*/" picotls_licence_end)
+string(SUBSTRING "${picotls_text}" 0 ${picotls_licence_end} picotls_licence)
 file(WRITE ${CMAKE_CURRENT_BINARY_DIR}/picotls-LICENSE "${picotls_licence}\n")
 mesh_licence(picoquic ${quic_sources}/picoquic/LICENSE)
 mesh_licence(picotls ${CMAKE_CURRENT_BINARY_DIR}/picotls-LICENSE)
