@@ -6,6 +6,7 @@
 // streams are named by numbers that are never used again, so that whoever holds one may ask after it is gone.
 #pragma once
 
+#include "quic/bell.h"
 #include "quic/link.h"
 #include "quic/tls.h"
 #include "quic/udp.h"
@@ -42,7 +43,7 @@ class Engine {
     bool v6() const { return socket_.v6(); }
 
     /// Readable when there are events.
-    int event_fd() const { return event_out_.get(); }
+    int event_fd() const { return told_.fd(); }
     std::vector<Event> take_events();
 
     /// A new link to `address`, of the socket's family. A linked or a closed event follows.
@@ -92,13 +93,14 @@ class Engine {
     static int called(picoquic_cnx_t * cnx, uint64_t stream_id, uint8_t * bytes, size_t length,
                       picoquic_call_back_event_t event, void * context, void * stream);
     Link * accepted(picoquic_cnx_t * cnx);
+    Link * link_of(picoquic_cnx_t * cnx);
 
     Config config_;
     UdpSocket socket_;
     uint64_t now_us_ = 0; // of a steady clock; picoquic reads it as its time
     std::unique_ptr<picoquic_quic_t, void (*)(picoquic_quic_t *)> quic_{nullptr, picoquic_free};
     std::unique_ptr<Tls> tls_;
-    channel::Fd event_in_, event_out_, wake_in_, wake_out_;
+    Bell told_, wake_; // for Python, for the I/O thread
     std::vector<pollfd> polled_;
     std::vector<std::shared_ptr<Stream>> spliced_; // the I/O thread's, as those beside it
     std::vector<std::shared_ptr<Stream>> touched_;

@@ -1,0 +1,283 @@
+// The engine's I/O thread: see engine.h. Everything here runs in it.
+#include "quic/engine.h"
+
+#include <algorithm>
+#include <chrono>
+#include <picoquic_internal.h>
+#include <poll.h>
+
+#ifdef __linux__
+#include <sys/prctl.h>
+#endif
+
+namespace meshllm::quic {
+
+namespace {
+
+constexpr int batches_between_looks = 4;
+constexpr int64_t longest_sleep_us = 10'000'000;
+constexpr uint64_t goodbye_us = 50'000;
+
+} // namespace
+
+void Engine::run() {
+#ifdef __linux__
+    prctl(PR_SET_TIMERSLACK, 1000); // ns: pacing and loss timers are of microseconds
+    prctl(PR_SET_NAME, "mesh-quic");
+#endif
+    uint64_t until = 0;
+    while (until == 0 || now_us_ < until) {
+        advance();
+        std::vector<std::function<void()>> work;
+        {
+            std::lock_guard guard(lock_);
+            work.swap(work_);
+        }
+        for (auto & each : work) {
+            each();
+        }
+        deliver(); // to splices that have just begun
+        if (stopping_ && until == 0) {
+            until = now_us_ + goodbye_us;
+            for (auto & [handle, link] : live_) {
+                link->close("leaving");
+            }
+        }
+        bool more = receive();
+        serve_splices();
+        more = send() || more;
+        reap();
+        int64_t delay = more ? 0 : picoquic_get_next_wake_delay(quic_.get(), now_us_, longest_sleep_us);
+        if (until != 0) {
+            bool quiet = !more && socket_.nothing_queued();
+            until = quiet && delay > 0 ? now_us_ : until; // all good-byes are out
+            delay = std::min<int64_t>(delay, 1000);
+        }
+        wait(delay);
+    }
+}
+
+void Engine::advance() {
+    auto now = std::chrono::steady_clock::now().time_since_epoch();
+    now_us_ = static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::microseconds>(now).count());
+}
+
+void Engine::wait(int64_t delay_us) {
+    polled_.clear();
+    polled_.push_back({wake_.fd(), POLLIN, 0});
+    short socket_events = socket_.nothing_queued() ? POLLIN : POLLIN | POLLOUT;
+    polled_.push_back({socket_.fd(), socket_events, 0});
+    for (auto & stream : spliced_) {
+        short events = 0;
+        if (stream->link != nullptr && !stream->splice_sends && !stream->splice->at_end()) {
+            events |= POLLIN;
+        }
+        if (stream->splice->wants_to_write()) {
+            events |= POLLOUT;
+        }
+        polled_.push_back({events != 0 ? stream->splice->fd() : -1, events, 0});
+    }
+    if (delay_us > 0) {
+        sleeping_ = true;
+        std::lock_guard guard(lock_);
+        if (!work_.empty()) {
+            delay_us = 0;
+        }
+    }
+#ifdef __linux__
+    timespec timeout{delay_us / 1'000'000, delay_us % 1'000'000 * 1000};
+    ppoll(polled_.data(), polled_.size(), &timeout, nullptr);
+#else
+    poll(polled_.data(), static_cast<nfds_t>(polled_.size()), static_cast<int>((delay_us + 999) / 1000));
+#endif
+    sleeping_ = false;
+    if (polled_[0].revents != 0) {
+        wake_.silence();
+    }
+}
+
+bool Engine::receive() {
+    for (int batch = 0; batch < batches_between_looks; ++batch) {
+        auto received = socket_.receive();
+        advance();
+        for (Datagrams & each : received) {
+            picoquic_cnx_t * cnx = nullptr;
+            auto bytes = each.bytes;
+            while (!bytes.empty()) {
+                size_t n = std::min(bytes.size(), each.segment_size);
+                picoquic_incoming_packet_ex(quic_.get(), bytes.data(), n,
+                                            reinterpret_cast<sockaddr *>(&each.peer),
+                                            reinterpret_cast<sockaddr *>(&each.local),
+                                            static_cast<int>(each.interface), 0, &cnx, now_us_);
+                bytes = bytes.subspan(n);
+            }
+            deliver();
+            if (auto * link = link_of(cnx)) {
+                link->bytes_received += each.bytes.size();
+                link->rtt_us = picoquic_get_rtt(cnx);
+            }
+        }
+        if (!socket_.more()) {
+            return false;
+        }
+    }
+    return true;
+}
+
+bool Engine::send() {
+    for (int batch = 0; batch < batches_between_looks; ++batch) {
+        for (auto space = socket_.space(); !space.empty(); space = socket_.space()) {
+            Datagrams next;
+            size_t length = 0;
+            int interface = 0;
+            picoquic_cnx_t * cnx = nullptr;
+            advance();
+            int result = picoquic_prepare_next_packet_ex(quic_.get(), now_us_, space.data(), space.size(),
+                                                         &length, &next.peer, &next.local, &interface,
+                                                         nullptr, &cnx, &next.segment_size);
+            if (result != 0 || length == 0) {
+                break;
+            }
+            if (cnx != nullptr) {
+                // picoquic's short cut for the later packets of a batch forgets the loss timer when the last
+                // one is full (sender.c, picoquic_prepare_packet_ready_fast): so it is asked once more, from
+                // the beginning.
+                picoquic_reinsert_by_wake_time(quic_.get(), cnx, now_us_);
+            }
+            next.bytes = space.first(length);
+            next.segment_size = next.segment_size == 0 ? length : next.segment_size;
+            socket_.queue(next);
+            if (auto * link = link_of(cnx)) {
+                link->bytes_sent += length;
+            }
+        }
+        if (socket_.nothing_queued()) {
+            return false;
+        }
+        if (!socket_.send()) {
+            return false; // poll says when there is room
+        }
+    }
+    return true;
+}
+
+void Engine::touch(Stream & stream) {
+    if (!stream.touched) {
+        stream.touched = true;
+        touched_.push_back(stream.shared_from_this());
+    }
+}
+
+// Once for all packets that came together: a reader that is woken by the first of them finds little.
+void Engine::deliver() {
+    for (auto & stream : touched_) {
+        stream->touched = false;
+        if (stream->splice) {
+            flush(*stream);
+            continue;
+        }
+        std::lock_guard guard(lock_);
+        if (stream->reader_waits) {
+            stream->reader_waits = false;
+            tell_locked({Event::What::readable, stream->link_handle, stream->handle, 0, ""});
+        }
+    }
+    touched_.clear();
+}
+
+void Engine::flush(Stream & stream) {
+    size_t n = stream.splice->flush();
+    if (stream.link != nullptr) {
+        stream.link->taken(stream, n);
+    }
+}
+
+void Engine::serve_splices() {
+    for (size_t i = 0; i < spliced_.size(); ++i) {
+        Stream & stream = *spliced_[i];
+        Splice & splice = *stream.splice;
+        short happened =
+            i + 2 < polled_.size() && polled_[i + 2].fd == splice.fd() ? polled_[i + 2].revents : 0;
+        if ((happened & ~POLLIN) != 0) {
+            flush(stream);
+        }
+        if (happened != 0 && stream.link != nullptr && !stream.splice_sends) {
+            stream.splice_sends = true;
+            stream.link->activate(stream);
+        }
+        if (splice.broken() && stream.link != nullptr) {
+            stream.link->drop(stream, "the other end of the splice is gone");
+        }
+    }
+    std::erase_if(spliced_, [this](const std::shared_ptr<Stream> & stream) {
+        if (stream->link != nullptr) {
+            return false;
+        }
+        Splice & splice = *stream->splice;
+        if (stream->error.empty() && !splice.broken() && splice.wants_to_write()) {
+            return false; // both sides have said all, and this one has not yet heard it
+        }
+        stream->splice.reset();
+        tell({Event::What::spliced, stream->link_handle, stream->handle, 0, ""});
+        return true;
+    });
+}
+
+void Engine::reap() {
+    std::erase_if(live_, [this](auto & entry) {
+        auto & link = entry.second;
+        bool over = link->cnx() == nullptr;
+        if (!over && link->dialled() && picoquic_get_cnx_state(link->cnx()) == picoquic_state_disconnected) {
+            picoquic_delete_cnx(link->cnx()); // those that others have dialled picoquic deletes itself
+            over = true;
+        }
+        if (link->closed()) {
+            std::lock_guard guard(lock_);
+            links_.erase(entry.first);
+        }
+        return over;
+    });
+}
+
+// --- picoquic's callbacks ---
+
+Link * Engine::accepted(picoquic_cnx_t * cnx) {
+    uint64_t handle;
+    {
+        std::lock_guard guard(lock_);
+        handle = next_++;
+    }
+    auto link = std::make_shared<Link>(*this, handle, cnx, false);
+    sockaddr * peer = nullptr;
+    picoquic_get_peer_addr(cnx, &peer);
+    link->peer_address = Link::readable(peer);
+    picoquic_set_callback(cnx, called, link.get());
+    live_[handle] = link;
+    std::lock_guard guard(lock_);
+    links_[handle] = link;
+    return link.get();
+}
+
+// None until a stranger has shown its key, and none once it is gone.
+Link * Engine::link_of(picoquic_cnx_t * cnx) {
+    void * context = cnx == nullptr ? nullptr : picoquic_get_callback_context(cnx);
+    return context == this ? nullptr : static_cast<Link *>(context);
+}
+
+int Engine::called(picoquic_cnx_t * cnx, uint64_t stream_id, uint8_t * bytes, size_t length,
+                   picoquic_call_back_event_t event, void * context, void * stream) {
+    auto * engine = picoquic_get_default_callback_context(picoquic_get_quic_ctx(cnx));
+    if (context == nullptr || context == engine) {
+        return 0; // nobody to tell
+    }
+    auto * link = static_cast<Link *>(context);
+    int result = link->called(stream_id, bytes, length, event, static_cast<Stream *>(stream));
+    if (event == picoquic_callback_close && picoquic_get_cnx_state(cnx) == picoquic_state_disconnected &&
+        !link->dialled()) {
+        link->gone();
+        picoquic_set_callback(cnx, called, nullptr);
+    }
+    return result;
+}
+
+} // namespace meshllm::quic
