@@ -17,10 +17,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from packages import Sdist, cache_folder, locked, say
+from packages import MARKER, Sdist, cache_folder, locked, say
 
 PACKAGE = Sdist("llama-cpp-python", "0.3.36", "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e")
-MARKER = ".unpacked-by-mesh-llm"
 TARGETS = ["llama-server", "ggml-rpc-server", "test-backend-ops"]
 # No OpenMP: ggml's own threads are portable, and how long they spin between graphs can be set.
 # No versioned sonames: a wheel holds no symbolic links, each library would be in it three times.
@@ -48,7 +47,7 @@ def ensure_source(source: Path) -> str:
             return marker.read_text()
         head = subprocess.run(["git", "-C", source, "rev-parse", "HEAD"], capture_output=True, text=True)
         return f"{source} {head.stdout.strip()} {(source / 'CMakeLists.txt').stat().st_mtime_ns}"
-    PACKAGE.unpack("vendor/llama.cpp", source, MARKER)
+    PACKAGE.unpack("vendor/llama.cpp", source)
     return PACKAGE.sha256
 
 

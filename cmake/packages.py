@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+MARKER = ".unpacked-by-mesh-llm"  # in a folder that unpack() made: the archive's SHA-256
+
 
 def cache_folder() -> Path:
     if base := os.environ.get("XDG_CACHE_HOME"):
@@ -70,8 +72,8 @@ class Sdist:
             os.replace(Path(scratch) / archive.name, archive)
         return archive
 
-    def unpack(self, inside: str, into: Path, marker: str) -> None:
-        """Puts the folder `inside` of the archive at `into`, whole or not at all, with a file that says its origin."""
+    def unpack(self, inside: str, into: Path) -> None:
+        """Puts the folder `inside` of the archive at `into`, whole or not at all, with MARKER."""
         archive = self.archive()
         into.parent.mkdir(parents=True, exist_ok=True)
         say(f"unpacking {inside} into {into}")
@@ -80,6 +82,6 @@ class Sdist:
             members = [m for m in tar.getmembers() if m.name.startswith(prefix)]
             tar.extractall(scratch, members=members, filter="data")
             unpacked = Path(scratch) / prefix
-            (unpacked / marker).write_text(self.sha256)
+            (unpacked / MARKER).write_text(self.sha256)
             shutil.rmtree(into, ignore_errors=True)
             os.replace(unpacked, into)

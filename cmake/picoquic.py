@@ -8,10 +8,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from packages import Sdist, cache_folder, locked
+from packages import MARKER, Sdist, cache_folder, locked
 
 PACKAGE = Sdist("aiopquic", "0.6.1", "72579146e0f22859a5a7c197246604fef460b9e1b578a2910156dff7679efd29", isolated=True)
-MARKER = ".unpacked-by-mesh-llm"
 
 
 def main() -> None:
@@ -20,7 +19,7 @@ def main() -> None:
         for part in ("picotls", "picoquic"):
             marker = into / part / MARKER
             if not marker.exists() or marker.read_text() != PACKAGE.sha256:
-                PACKAGE.unpack(f"third_party/{part}", into / part, MARKER)
+                PACKAGE.unpack(f"third_party/{part}", into / part)
 
 
 if __name__ == "__main__":

@@ -17,14 +17,19 @@ from cryptography.hazmat.primitives import serialization
 from meshllm.errors import TransportError
 from meshllm.mesh import _quic
 from meshllm.mesh.identity import Identity
-from meshllm.mesh.transport import ALPN, LinkHandler, StreamHandler, StreamKind
+from meshllm.mesh.transport import (
+    ALPN,
+    HANDSHAKE_TIMEOUT_S,
+    IDLE_TIMEOUT_S,
+    KEEP_ALIVE_S,
+    LinkHandler,
+    StreamHandler,
+    StreamKind,
+)
 from meshllm.mesh.udp import bind_error, resolve
 
 _RAW = serialization.Encoding.Raw, serialization.PrivateFormat.Raw, serialization.NoEncryption()
 _WRITE = 1 << 20  # bytes handed over at once
-_IDLE_TIMEOUT_S = 20.0
-_KEEP_ALIVE_S = 5.0
-_HANDSHAKE_TIMEOUT_S = 5.0
 CONGESTION_CONTROL = "bbr"  # docs/performance.md says why
 
 
@@ -200,9 +205,9 @@ class NativeEndpoint:
                 ALPN,
                 len(StreamKind),
                 congestion_control=self._congestion_control,
-                idle_timeout_s=_IDLE_TIMEOUT_S,
-                handshake_timeout_s=_HANDSHAKE_TIMEOUT_S,
-                keep_alive_s=_KEEP_ALIVE_S,
+                idle_timeout_s=IDLE_TIMEOUT_S,
+                handshake_timeout_s=HANDSHAKE_TIMEOUT_S,
+                keep_alive_s=KEEP_ALIVE_S,
             )
         except OSError as error:
             raise bind_error(port, error) from None

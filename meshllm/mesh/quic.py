@@ -17,14 +17,13 @@ from aioquic.quic.packet import QuicPacketType, encode_quic_version_negotiation,
 from meshllm.errors import TransportError
 from meshllm.mesh.identity import Identity
 from meshllm.mesh.quic_link import QuicLink, QuicStream
-from meshllm.mesh.transport import ALPN, LinkHandler, StreamHandler, StreamKind
+from meshllm.mesh.transport import ALPN, IDLE_TIMEOUT_S, LinkHandler, StreamHandler, StreamKind
 from meshllm.mesh.tuned_aioquic import WINDOW, MeshQuic
 from meshllm.mesh.udp import bind, resolve
 
 _BATCH = 64  # datagrams read before other work has its turn
 _DATAGRAM_SIZES = (1452, 1200)  # for an MTU of 1500, and what RFC 9000 section 14 asks every path to carry
 _SMALLEST_INITIAL = 1200
-_IDLE_TIMEOUT_S = 20.0
 _MAX_HANDSHAKES = 64  # of strangers, at one time
 
 
@@ -57,7 +56,7 @@ class QuicEndpoint:
             private_key=self._identity.key,
             verify_mode=0,  # ssl.CERT_NONE: no authority; the key in the certificate is the peer's name
             congestion_control_algorithm="cubic",
-            idle_timeout=_IDLE_TIMEOUT_S,
+            idle_timeout=IDLE_TIMEOUT_S,
             max_datagram_size=datagram_size,
             max_data=64 * WINDOW,
             max_stream_data=WINDOW,

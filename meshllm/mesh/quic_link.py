@@ -14,12 +14,10 @@ from aioquic.quic import events
 
 from meshllm.errors import MeshLlmError, TransportError
 from meshllm.mesh.token import join_address
-from meshllm.mesh.transport import StreamKind
+from meshllm.mesh.transport import HANDSHAKE_TIMEOUT_S, KEEP_ALIVE_S, StreamKind
 from meshllm.mesh.tuned_aioquic import TICK_S, WINDOW_STEP, MeshQuic
 
 _WRITE_AHEAD = 1 << 20  # bytes held for one stream until they are acknowledged
-_KEEP_ALIVE_S = 5.0
-_HANDSHAKE_TIMEOUT_S = 5.0
 _CLOSE_CODE = 0x100
 _SPLICE_CHUNK = 1 << 18
 
@@ -302,14 +300,14 @@ class QuicLink:
         self.peer_id = peer_id
         if not self.handshaken.done():
             self.handshaken.set_result(None)
-        self._keep_alive = asyncio.get_running_loop().call_later(_KEEP_ALIVE_S, self._send_keep_alive)
+        self._keep_alive = asyncio.get_running_loop().call_later(KEEP_ALIVE_S, self._send_keep_alive)
         self._endpoint.link_ready(self)
 
     def _send_keep_alive(self) -> None:
         if not self.closed:
             self._quic.send_ping(0)
             self.transmit()
-            self._keep_alive = asyncio.get_running_loop().call_later(_KEEP_ALIVE_S, self._send_keep_alive)
+            self._keep_alive = asyncio.get_running_loop().call_later(KEEP_ALIVE_S, self._send_keep_alive)
 
     def _stream_received(self, stream_id: int, data: bytes, end: bool) -> None:
         stream = self._streams.get(stream_id)
@@ -350,7 +348,7 @@ class QuicLink:
 
     @property
     def overdue(self) -> bool:
-        return not self.handshaken.done() and time.monotonic() - self._began > _HANDSHAKE_TIMEOUT_S
+        return not self.handshaken.done() and time.monotonic() - self._began > HANDSHAKE_TIMEOUT_S
 
 
 def readable_address(address: Any) -> str:

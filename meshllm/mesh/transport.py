@@ -16,6 +16,9 @@ from meshllm.errors import TransportError
 from meshllm.mesh.identity import Identity
 
 ALPN = "mesh-llm/1"
+IDLE_TIMEOUT_S = 20.0
+KEEP_ALIVE_S = 5.0
+HANDSHAKE_TIMEOUT_S = 5.0
 
 
 class StreamKind(enum.IntEnum):

@@ -104,7 +104,7 @@ def exchange_over(read: Callable[[int], Awaitable[bytes]], write: Callable[[byte
     return exchange
 
 
-def stock_configuration(folder: Path, is_client: bool) -> QuicConfiguration:
+def stock_configuration(is_client: bool) -> QuicConfiguration:
     identity = make_identity()
     return QuicConfiguration(
         is_client=is_client,
@@ -116,13 +116,11 @@ def stock_configuration(folder: Path, is_client: bool) -> QuicConfiguration:
     )
 
 
-def test_stock_aioquic_dials(tmp_path: Path) -> None:
+def test_stock_aioquic_dials() -> None:
     async def work(stack: AsyncExitStack) -> None:
         echo = await native(stack)
         relay = await relay_to(stack, echo.endpoint.port)
-        client = await stack.enter_async_context(
-            connect(*relay.address, configuration=stock_configuration(tmp_path, True))
-        )
+        client = await stack.enter_async_context(connect(*relay.address, configuration=stock_configuration(True)))
         reader, writer = await client.create_stream()
         writer.write(bytes([StreamKind.RPC]))
 
@@ -140,7 +138,7 @@ def test_stock_aioquic_dials(tmp_path: Path) -> None:
     run(work)
 
 
-def test_stock_aioquic_is_dialled(tmp_path: Path) -> None:
+def test_stock_aioquic_is_dialled() -> None:
     async def work(stack: AsyncExitStack) -> None:
         protocols: list[QuicConnectionProtocol] = []
 
@@ -158,7 +156,7 @@ def test_stock_aioquic_is_dialled(tmp_path: Path) -> None:
         server = await serve(
             "127.0.0.1",
             0,
-            configuration=stock_configuration(tmp_path, False),
+            configuration=stock_configuration(False),
             create_protocol=made,
             stream_handler=lambda r, w: tasks.add(asyncio.ensure_future(echo(r, w))),
         )
