@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import psutil
@@ -99,9 +100,11 @@ class Mesh:
         try:
             async with asyncio.TaskGroup() as group:
                 self._tasks = group
-                await self._drive()
+                try:
+                    await self._drive()
+                finally:
+                    self._tasks = None  # a group that ends takes no more
         finally:
-            self._tasks = None
             await self._say_goodbye()
             await self._endpoint.close()
 
@@ -127,16 +130,14 @@ class Mesh:
                     await asyncio.wait_for(write_framed(stream, message), 0.2)
         await asyncio.sleep(0.05)  # the datagrams leave before the links close
 
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        if self._tasks is None:
-            work.close()
-            return
-        self._tasks.create_task(self._contained(work, name), name=name)
+    def _spawn(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> asyncio.Task[None] | None:
+        """None once the mesh is being left."""
+        return self._tasks.create_task(self._contained(work, name), name=name) if self._tasks else None
 
-    async def _contained(self, work: Coroutine[Any, Any, None], name: str) -> None:
+    async def _contained(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
         """What one peer does may end its own task only, also where it finds a fault of ours."""
         try:
-            await work
+            await work()
         except (MeshLlmError, TimeoutError):
             pass
         except Exception as error:
@@ -202,7 +203,7 @@ class Mesh:
 
     def _incoming(self, link: Link) -> None:
         self._hellos[link] = asyncio.get_running_loop().create_future()
-        self._spawn(self._receive_hello(link), f"hello {link.peer_address}")
+        self._spawn(partial(self._receive_hello, link), f"hello {link.peer_address}")
 
     async def _receive_hello(self, link: Link) -> None:
         """The other side's. A stranger gets no other stream."""
@@ -262,10 +263,10 @@ class Mesh:
         peer.links.append(link)
         # When both dialled at once, both sides keep the one that the smaller id dialled; the other one ends unused.
         peer.links.sort(key=lambda one: one.dialled != (self._me < one.peer_id))
-        self._spawn(self._watch(link, peer), f"link {link.peer_address}")
+        self._spawn(partial(self._watch, link, peer), f"link {link.peer_address}")
         peer.wake.set()
         if len(peer.links) == 1:
-            self._spawn(self._send_gossip(peer, link), f"gossip to {link.peer_address}")
+            self._spawn(partial(self._send_gossip, peer, link), f"gossip to {link.peer_address}")
             self.membership.link_up(link.peer_id, time.monotonic())
         self.changed.set()
 
@@ -297,9 +298,8 @@ class Mesh:
         if link := self.link(peer_id):
             return link
         peer = self._peers.setdefault(peer_id, _Peer())
-        if peer.dialling is None and self._tasks is not None:
-            name = f"dial {peer_id[:10]}"
-            peer.dialling = self._tasks.create_task(self._contained(self._dial_member(peer_id), name), name=name)
+        if peer.dialling is None:
+            peer.dialling = self._spawn(partial(self._dial_member, peer_id), f"dial {peer_id[:10]}")
         if peer.dialling is not None:
             await asyncio.wait({peer.dialling}, timeout=2 * _DIAL_TIMEOUT_S)
             peer.dialling = None if peer.dialling is None or peer.dialling.done() else peer.dialling
@@ -333,10 +333,10 @@ class Mesh:
                     wait_s = 0 if self._me < node_id or peer.next_dial else _REDIAL_S
                     peer.next_dial = now + (wait_s or _REDIAL_S)
                     if not wait_s:
-                        self._spawn(self._try_link(node_id), f"link {node_id[:10]}")
+                        self._spawn(partial(self._try_link, node_id), f"link {node_id[:10]}")
         if not self._admitted and self.bootstrap and now >= self._next_bootstrap:
             self._next_bootstrap = now + 2 * _REDIAL_S
-            self._spawn(self._rejoin(), "rejoin")
+            self._spawn(self._rejoin, "rejoin")
 
     async def _try_link(self, node_id: str) -> None:
         await self._linked(node_id)
@@ -358,7 +358,7 @@ class Mesh:
         elif link not in self._admitted:
             link.close("not admitted")
         elif kind is StreamKind.GOSSIP:
-            self._spawn(self._read_gossip(link, stream), f"gossip from {link.peer_address}")
+            self._spawn(partial(self._read_gossip, link, stream), f"gossip from {link.peer_address}")
         elif kind is StreamKind.HELLO:
             stream.abort()
         else:
@@ -386,7 +386,7 @@ class Mesh:
         finally:
             stream.finish()
             if (other := self._best(peer)) and other is not link:
-                self._spawn(self._send_gossip(peer, other), f"gossip to {other.peer_address}")
+                self._spawn(partial(self._send_gossip, peer, other), f"gossip to {other.peer_address}")
 
     def _flush(self) -> None:
         outbox = self.membership.outbox
@@ -397,7 +397,7 @@ class Mesh:
             peer.wake.set()
             if self._best(peer) is None and peer.dialling is None and time.monotonic() >= peer.next_dial:
                 peer.next_dial = time.monotonic() + _REDIAL_S
-                self._spawn(self._try_link(peer_id), f"link {peer_id[:10]}")
+                self._spawn(partial(self._try_link, peer_id), f"link {peer_id[:10]}")
         if self.membership.changed:
             self.membership.changed = False
             self.changed.set()

@@ -38,6 +38,11 @@ class Peer:
             identity, credentials, Announcement(self.id, 1), self._opened, self.log.append, engine_named(engine)
         )
         self.mesh.start(0)
+        self._running = asyncio.create_task(self.mesh.run())
+
+    async def leave(self) -> None:
+        self._running.cancel()
+        await asyncio.gather(self._running, return_exceptions=True)
 
     @property
     def address(self) -> str:
@@ -69,14 +74,9 @@ class Bench:
 
     def peer(self, secret: bytes | None = SECRET, identity: Identity | None = None, **credentials: Any) -> Peer:
         peer = Peer(Credentials(MESH, secret, **credentials), identity or make_identity(), self._engine())
-        task = asyncio.create_task(peer.mesh.run())
-        self._stack.push_async_callback(self._end, task)
+        self._stack.push_async_callback(peer.leave)
         peer.mesh.membership.announce(addresses=(peer.address,))
         return peer
-
-    async def _end(self, task: asyncio.Task[None]) -> None:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
     def endpoint(self) -> Transport:
         endpoint = engine_named(self._engine())(make_identity(), lambda _link: None, lambda *_: None)
@@ -187,6 +187,18 @@ def test_simultaneous_dials_end_in_one_link() -> None:
 
         await until(one_link)
         assert await echoed(await a.mesh.open(b.id, StreamKind.RPC), b"one") == b"one"
+
+    run(work)
+
+
+def test_leaving_while_the_gossip_changes_links_begins_nothing_new() -> None:
+    async def work(bench: Bench) -> None:
+        seed, other = await joined(bench)
+        await other.mesh.join(token_of(seed))  # by a second link
+        links = other.mesh._peers[seed.id].links
+        links.reverse()
+        await other.leave()
+        assert len(links) == 2 and other.log == []
 
     run(work)
 
