@@ -29,6 +29,7 @@ LOOPBACK = (
     ("native, Python streams", "native", 500),
     ("aioquic tuned, spliced", "aioquic-splice", 60),
     ("aioquic tuned, Python streams", "aioquic", 60),
+    ("aioquic as it comes, asyncio", "stock", 30),
 )
 LAB = ("tcp-blocking+bbr", "tcp-blocking+cubic", "tcp-blocking+reno", "native-splice", "aioquic-splice")
 CONDITIONS = ((100, 0.0), (100, 0.001), (100, 0.01), (1000, 0.0), (1000, 0.001), (1000, 0.01))

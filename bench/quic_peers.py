@@ -3,9 +3,10 @@
     quic_peers.py serve PATH PORT            prints its port, serves one peer
     quic_peers.py drive PATH HOST PORT JOB   prints a line of JSON
 
-PATH is tcp (asyncio streams), tcp-blocking, tls (blocking), or ENGINE or ENGINE-splice with ENGINE native or aioquic;
-+NAME after it sets the congestion control, where the engine or the kernel has it. A spliced stream is what a stage
-uses: a program with a Unix socket at either end, and no Python between.
+PATH is tcp (asyncio streams), tcp-blocking, tls (blocking), stock (aioquic as it comes, on asyncio's own loop), or
+ENGINE or ENGINE-splice with ENGINE native or aioquic; +NAME after it sets the congestion control, where the engine or
+the kernel has it. A spliced stream is what a stage uses: a program with a Unix socket at either end, and no Python
+between.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from typing import Any, Protocol
 
+import aioquic.asyncio
 import uvloop
+from aioquic.quic.configuration import QuicConfiguration
 from cryptography.hazmat.primitives import serialization
 
 from meshllm.mesh.identity import make_identity
@@ -219,6 +222,17 @@ def tuned(sock: socket.socket, control: str) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, control.encode())
 
 
+def stock(is_client: bool) -> QuicConfiguration:
+    identity = make_identity()
+    return QuicConfiguration(
+        is_client=is_client,
+        alpn_protocols=["bench"],
+        verify_mode=ssl.CERT_NONE,
+        certificate=identity.certificate,
+        private_key=identity.key,
+    )
+
+
 def transport(engine: str, control: str, on_stream: Callable[[Stream], None]) -> Any:
     make = engine_named(engine)
     if control:
@@ -240,6 +254,17 @@ async def serve(path: str, control: str, port: int) -> None:
             await answer(AsyncioWire(*await asyncio.open_connection(sock=sock)))
         else:
             await in_thread(answer_blocking, tls(True).wrap_socket(sock, server_side=True) if path == "tls" else sock)
+        return
+    if path == "stock":
+        opened: asyncio.Queue[AsyncioWire] = asyncio.Queue()
+        server = await aioquic.asyncio.serve(
+            "0.0.0.0",
+            port,
+            configuration=stock(False),
+            stream_handler=lambda reader, writer: opened.put_nowait(AsyncioWire(reader, writer)),
+        )
+        print(server._transport.get_extra_info("sockname")[1], flush=True)  # type: ignore[attr-defined]
+        await answer(await opened.get())
         return
     streams: asyncio.Queue[Stream] = asyncio.Queue()
     engine, _, spliced = path.partition("-")
@@ -285,6 +310,12 @@ async def connected(path: str, control: str, host: str, port: int) -> AsyncItera
         else:
             yield run_blocking(tls(False).wrap_socket(sock) if path == "tls" else sock)
         return
+    if path == "stock":
+        async with aioquic.asyncio.connect(host, port, configuration=stock(True)) as client:
+            reader, writer = await client.create_stream()
+            with contextlib.closing(writer):
+                yield run_async(AsyncioWire(reader, writer))
+        return
     engine, _, spliced = path.partition("-")
     endpoint = transport(engine, control, lambda stream: stream.abort())
     endpoint.start(0)
@@ -311,10 +342,11 @@ async def drive(path: str, control: str, host: str, port: int, job: str) -> None
 def main() -> None:
     role, path, *rest = sys.argv[1:]
     path, _, control = path.partition("+")
+    run = asyncio.run if path == "stock" else uvloop.run  # on uvloop its timers spin
     if role == "serve":
-        uvloop.run(serve(path, control, int(rest[0])))
+        run(serve(path, control, int(rest[0])))
     else:
-        uvloop.run(drive(path, control, rest[0], int(rest[1]), rest[2]))
+        run(drive(path, control, rest[0], int(rest[1]), rest[2]))
 
 
 if __name__ == "__main__":

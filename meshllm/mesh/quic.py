@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import socket
 import time
 from collections.abc import Callable
 from functools import partial
@@ -19,7 +17,7 @@ from meshllm.mesh.identity import Identity
 from meshllm.mesh.quic_link import QuicLink, QuicStream
 from meshllm.mesh.transport import ALPN, IDLE_TIMEOUT_S, LinkHandler, StreamHandler, StreamKind
 from meshllm.mesh.tuned_aioquic import WINDOW, MeshQuic
-from meshllm.mesh.udp import bind, resolve
+from meshllm.mesh.udp import Datagram, UdpSocket, resolve
 
 _BATCH = 64  # datagrams read before other work has its turn
 _DATAGRAM_SIZES = (1452, 1200)  # for an MTU of 1500, and what RFC 9000 section 14 asks every path to carry
@@ -35,17 +33,17 @@ class QuicEndpoint:
         self._on_link = on_link
         self._on_stream = on_stream
         self._links: dict[bytes, QuicLink] = {}  # by connection id
-        self._socket: socket.socket | None = None
+        self._socket: UdpSocket | None = None
         self._server_configuration = self._configuration(is_client=False, datagram_size=_DATAGRAM_SIZES[0])
 
     @property
     def port(self) -> int:
         assert self._socket
-        return int(self._socket.getsockname()[1])
+        return self._socket.port
 
     def start(self, port: int) -> None:
         """Binds, to all addresses of both families. Raises TransportError."""
-        self._socket = bind(port)
+        self._socket = UdpSocket(port)
         asyncio.get_running_loop().add_reader(self._socket.fileno(), self._readable)
 
     def _configuration(self, is_client: bool, datagram_size: int) -> QuicConfiguration:
@@ -102,11 +100,9 @@ class QuicEndpoint:
 
     # --- what links call ---
 
-    def send_datagram(self, data: bytes, address: Any) -> None:
-        # A full buffer or an unreachable network loses the datagram, as the network would.
+    def send(self, datagrams: list[Datagram]) -> None:
         if self._socket:
-            with contextlib.suppress(OSError):
-                self._socket.sendto(data, address)
+            self._socket.send(datagrams)
 
     def add_cid(self, cid: bytes, link: QuicLink) -> None:
         self._links[cid] = link
@@ -129,17 +125,13 @@ class QuicEndpoint:
 
     def _readable(self) -> None:
         touched: dict[QuicLink, None] = {}
-        for _ in range(_BATCH):
-            assert self._socket
-            try:
-                data, address = self._socket.recvfrom(65536)
-            except (BlockingIOError, InterruptedError):
-                break
-            except OSError:
-                continue  # an ICMP error of an earlier datagram
-            if link := self._link_of(data, address):
-                self._contained(link, partial(link.datagram_received, data, address))
-                touched[link] = None
+        n_datagrams = 0
+        while n_datagrams < _BATCH and self._socket and (received := self._socket.receive()) is not None:
+            n_datagrams += max(1, len(received))
+            for data, address in received:
+                if link := self._link_of(data, address):
+                    self._contained(link, partial(link.datagram_received, data, address))
+                    touched[link] = None
         for link in touched:
             self._contained(link, link.settle)
 
@@ -166,7 +158,7 @@ class QuicEndpoint:
                 destination_cid=header.source_cid,
                 supported_versions=configuration.supported_versions,
             )
-            self.send_datagram(answer, address)
+            self.send([(answer, address)])
             return None
         if not self._room_for_stranger():
             return None

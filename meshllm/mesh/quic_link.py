@@ -16,6 +16,7 @@ from meshllm.errors import MeshLlmError, TransportError
 from meshllm.mesh.token import join_address
 from meshllm.mesh.transport import HANDSHAKE_TIMEOUT_S, KEEP_ALIVE_S, StreamKind
 from meshllm.mesh.tuned_aioquic import TICK_S, WINDOW_STEP, MeshQuic
+from meshllm.mesh.udp import Datagram
 
 _WRITE_AHEAD = 1 << 20  # bytes held for one stream until they are acknowledged
 _CLOSE_CODE = 0x100
@@ -25,7 +26,7 @@ _SPLICE_CHUNK = 1 << 18
 class Endpoint(Protocol):
     """What a link needs of the socket's owner."""
 
-    def send_datagram(self, data: bytes, address: Any) -> None: ...
+    def send(self, datagrams: list[Datagram]) -> None: ...
     def add_cid(self, cid: bytes, link: QuicLink) -> None: ...
     def remove_cid(self, cid: bytes) -> None: ...
     def link_ready(self, link: QuicLink) -> None: ...
@@ -248,9 +249,9 @@ class QuicLink:
             self._transmit_soon.cancel()
             self._transmit_soon = None
         now = time.monotonic()
-        for data, address in self._quic.datagrams_to_send(now=now):
-            self.bytes_sent += len(data)
-            self._endpoint.send_datagram(data, address)
+        datagrams = self._quic.datagrams_to_send(now=now)
+        self.bytes_sent += sum(len(data) for data, _ in datagrams)
+        self._endpoint.send(datagrams)
         self._arm_timer(now)
 
     def _schedule_transmit(self) -> None:

@@ -1,25 +1,103 @@
-"""The UDP port of a node: addresses of peers, and what is said when it cannot be had."""
+"""The UDP port of a node: datagrams in batches, addresses of peers, and what is said when the port cannot be had."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import errno
+import itertools
 import socket
+import struct
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from meshllm.errors import TransportError
 from meshllm.mesh.token import split_address
 
 _SOCKET_BUFFER = 4 << 20
+_LARGEST = 65536  # of what one call receives
+_MAX_SEGMENTS = 44  # of 1452 bytes: what fits into one call
+_UDP_SEGMENT, _UDP_GRO = 103, 104  # include/uapi/linux/udp.h
+_U16, _INT = struct.Struct("=H"), struct.Struct("=i")
+
+Datagram = tuple[bytes, Any]  # and the socket address of the other side
 
 
-def bind(port: int) -> socket.socket:
-    """To all addresses of both families, or of IPv4 alone on a machine without IPv6. Raises TransportError."""
-    try:
-        return _bind(port)
-    except OSError as error:
-        raise bind_error(port, error) from None
+class UdpSocket:
+    """Bound to all addresses of both families, or of IPv4 alone on a machine without IPv6.
+
+    On Linux many datagrams cost one system call: the kernel cuts and joins them. Raises TransportError.
+    """
+
+    def __init__(self, port: int) -> None:
+        try:
+            self._socket = _bind(port)
+        except OSError as error:
+            raise bind_error(port, error) from None
+        self.family = self._socket.family
+        self._offload = False
+        if sys.platform == "linux":
+            with contextlib.suppress(OSError):  # a kernel of before 2018, which knows neither
+                self._socket.setsockopt(socket.IPPROTO_UDP, _UDP_SEGMENT, 0)
+                self._socket.setsockopt(socket.IPPROTO_UDP, _UDP_GRO, 1)
+                self._offload = True
+
+    @property
+    def port(self) -> int:
+        return int(self._socket.getsockname()[1])
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def receive(self) -> list[Datagram] | None:
+        """What one call brings, without waiting; None when nothing is there."""
+        try:
+            data, controls, _flags, address = self._socket.recvmsg(_LARGEST, socket.CMSG_SPACE(_INT.size))
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError:
+            return []  # an ICMP error of an earlier datagram
+        if not controls:
+            return [(data, address)]
+        size = max(1, _INT.unpack(controls[0][2][: _INT.size])[0])
+        return [(data[at : at + size], address) for at in range(0, len(data), size)]
+
+    def send(self, datagrams: Sequence[Datagram]) -> None:
+        """What a full buffer or an unreachable network does not take is lost, as the network would lose it."""
+        for run, address in _runs(datagrams):
+            if len(run) == 1 or not self._offload:
+                self._send_singly(run, address)
+                continue
+            cut = (socket.IPPROTO_UDP, _UDP_SEGMENT, _U16.pack(len(run[0])))
+            try:
+                self._socket.sendmsg(run, [cut], 0, address)
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                self._offload = error.errno != errno.EIO  # a device that cannot fill in checksums of segments
+                self._send_singly(run, address)
+
+    def _send_singly(self, datagrams: Sequence[bytes], address: Any) -> None:
+        for data in datagrams:
+            with contextlib.suppress(OSError):
+                self._socket.sendto(data, address)
+
+
+def _runs(datagrams: Sequence[Datagram]) -> Iterator[tuple[list[bytes], Any]]:
+    """Those that follow each other to one address and have one size, but for a last one that may be shorter."""
+    for address, group in itertools.groupby(datagrams, key=lambda one: one[1]):
+        run: list[bytes] = []
+        for data, _ in group:
+            fits = run and len(run) < _MAX_SEGMENTS and len(data) <= len(run[0]) == len(run[-1])
+            if run and not fits:
+                yield run, address
+                run = []
+            run.append(data)
+        yield run, address
 
 
 def bind_error(port: int, error: OSError) -> TransportError:
