@@ -13,7 +13,7 @@ namespace meshllm::quic {
 namespace {
 
 constexpr uint32_t max_connections = 512, half_open_before_retry = 32;
-constexpr uint64_t max_streams = 256;   // that a peer may have open at once
+constexpr uint64_t max_streams = 512;   // that a peer may have open at once, until half of them have ended
 constexpr uint64_t max_data = 32 << 20; // of all streams of a link, ahead of what has come in order
 constexpr uint32_t max_mtu = 1500;
 constexpr uint8_t round_robin = 8; // a priority of picoquic.h: streams of one link take turns
@@ -33,7 +33,7 @@ Engine::Engine(const Config & config) : config_(config), socket_(config.port) {
                                  [this](picoquic_cnx_t * cnx, const PublicKey & key) {
                                      auto * known = link_of(cnx);
                                      auto * link = known != nullptr ? known : accepted(cnx);
-                                     link->key_shown(key);
+                                     link->key_proved(key);
                                  });
     picoquic_enforce_client_only(quic_.get(), 0);
     picoquic_set_default_congestion_algorithm(quic_.get(), control);
@@ -84,6 +84,17 @@ void Engine::tell_locked(Event event) {
 void Engine::tell(Event event) {
     std::lock_guard guard(lock_);
     tell_locked(std::move(event));
+}
+
+void Engine::fail_locked(Stream & stream, const std::string & reason) {
+    stream.error = stream.error.empty() ? reason : stream.error;
+    stream.out.clear();
+    for (auto [waits, what] : {std::pair(&stream.reader_waits, Event::What::readable),
+                               std::pair(&stream.writer_waits, Event::What::writable)}) {
+        if (std::exchange(*waits, false)) {
+            tell_locked({what, stream.link_handle, stream.handle, 0, ""});
+        }
+    }
 }
 
 std::shared_ptr<Stream> Engine::find(uint64_t stream) {
@@ -168,8 +179,7 @@ uint64_t Engine::open(uint64_t link, uint8_t kind) {
         }
         if (stream->link == nullptr) {
             std::lock_guard guard(lock_);
-            stream->error = "the link is closed";
-            tell_locked({Event::What::readable, link, stream->handle, 0, ""});
+            fail_locked(*stream, "the link is closed");
         }
     });
     return stream->handle;

@@ -84,12 +84,14 @@ class Engine {
     void deliver();
     void flush(Stream & stream);
     void serve_splices();
+    void shed();
     void reap();
     void advance();
 
     std::shared_ptr<Stream> find(uint64_t stream); // under the lock
     void tell(Event event);                        // takes the lock
     void tell_locked(Event event);
+    void fail_locked(Stream & stream, const std::string & reason); // and wakes who waits for it
     static int called(picoquic_cnx_t * cnx, uint64_t stream_id, uint8_t * bytes, size_t length,
                       picoquic_call_back_event_t event, void * context, void * stream);
     Link * accepted(picoquic_cnx_t * cnx);

@@ -17,6 +17,21 @@ namespace {
 constexpr int batches_between_looks = 4;
 constexpr int64_t longest_sleep_us = 10'000'000;
 constexpr uint64_t goodbye_us = 50'000;
+constexpr int64_t retry_send_us = 1000;
+constexpr int max_waiting = 24 << 10; // pieces of data before which something is missing: 40 MB of memory
+
+// Each costs a packet's worth of memory, however small it is.
+int waiting(picoquic_cnx_t * cnx) {
+    int n = 0;
+    for (auto & stream : cnx->tls_stream) {
+        n += stream.stream_data_tree.size;
+    }
+    for (auto * stream = picoquic_first_stream(cnx); stream != nullptr;
+         stream = picoquic_next_stream(stream)) {
+        n += stream->stream_data_tree.size;
+    }
+    return n;
+}
 
 } // namespace
 
@@ -44,10 +59,15 @@ void Engine::run() {
             }
         }
         bool more = receive();
+        shed();
         serve_splices();
         more = send() || more;
+        deliver(); // what came before its keys did, and was read just now
         reap();
-        int64_t delay = more ? 0 : picoquic_get_next_wake_delay(quic_.get(), now_us_, longest_sleep_us);
+        int64_t delay = more ? 0 : retry_send_us;
+        if (!more && socket_.nothing_queued()) {
+            delay = picoquic_get_next_wake_delay(quic_.get(), now_us_, longest_sleep_us);
+        }
         if (until != 0) {
             bool quiet = !more && socket_.nothing_queued();
             until = quiet && delay > 0 ? now_us_ : until; // all good-byes are out
@@ -65,8 +85,7 @@ void Engine::advance() {
 void Engine::wait(int64_t delay_us) {
     polled_.clear();
     polled_.push_back({wake_.fd(), POLLIN, 0});
-    short socket_events = socket_.nothing_queued() ? POLLIN : POLLIN | POLLOUT;
-    polled_.push_back({socket_.fd(), socket_events, 0});
+    polled_.push_back({socket_.fd(), static_cast<short>(socket_.full() ? POLLIN | POLLOUT : POLLIN), 0});
     for (auto & stream : spliced_) {
         short events = 0;
         if (stream->link != nullptr && !stream->splice_sends && !stream->splice->at_end()) {
@@ -113,8 +132,7 @@ bool Engine::receive() {
             }
             deliver();
             if (auto * link = link_of(cnx)) {
-                link->bytes_received += each.bytes.size();
-                link->rtt_us = picoquic_get_rtt(cnx);
+                link->datagrams_received(each.bytes.size());
             }
         }
         if (!socket_.more()) {
@@ -122,6 +140,31 @@ bool Engine::receive() {
         }
     }
     return true;
+}
+
+// Who makes us hold most goes, when all together is too much: at any speed, and with any loss, honest peers
+// come to a fraction of it.
+void Engine::shed() {
+    while (quic_->nb_data_nodes_allocated - quic_->nb_data_nodes_in_pool > max_waiting) {
+        picoquic_cnx_t * worst = nullptr;
+        int most = 0;
+        for (auto * cnx = picoquic_get_first_cnx(quic_.get()); cnx != nullptr;
+             cnx = picoquic_get_next_cnx(cnx)) {
+            if (int n = waiting(cnx); n > most) {
+                most = n;
+                worst = cnx;
+            }
+        }
+        if (worst == nullptr) {
+            return;
+        }
+        if (auto * link = link_of(worst)) {
+            link->failed("too much came out of order");
+            link->gone();
+        }
+        picoquic_set_callback(worst, called, nullptr);
+        picoquic_delete_cnx(worst);
+    }
 }
 
 bool Engine::send() {
@@ -146,10 +189,13 @@ bool Engine::send() {
             }
             next.bytes = space.first(length);
             next.segment_size = next.segment_size == 0 ? length : next.segment_size;
-            socket_.queue(next);
             if (auto * link = link_of(cnx)) {
                 link->bytes_sent += length;
+                if (link->dialled()) {
+                    next.local = {}; // as the system routes it: the address that it once had may be gone
+                }
             }
+            socket_.queue(next);
         }
         if (socket_.nothing_queued()) {
             return false;
@@ -267,13 +313,17 @@ Link * Engine::link_of(picoquic_cnx_t * cnx) {
 int Engine::called(picoquic_cnx_t * cnx, uint64_t stream_id, uint8_t * bytes, size_t length,
                    picoquic_call_back_event_t event, void * context, void * stream) {
     auto * engine = picoquic_get_default_callback_context(picoquic_get_quic_ctx(cnx));
-    if (context == nullptr || context == engine) {
+    if (context == nullptr) {
         return 0; // nobody to tell
+    }
+    if (context == engine) {
+        return event == picoquic_callback_ready
+                   ? -1
+                   : 0; // -1 ends a connection without a proof, if one comes so far
     }
     auto * link = static_cast<Link *>(context);
     int result = link->called(stream_id, bytes, length, event, static_cast<Stream *>(stream));
-    if (event == picoquic_callback_close && picoquic_get_cnx_state(cnx) == picoquic_state_disconnected &&
-        !link->dialled()) {
+    if (picoquic_get_cnx_state(cnx) == picoquic_state_disconnected && !link->dialled()) {
         link->gone();
         picoquic_set_callback(cnx, called, nullptr);
     }

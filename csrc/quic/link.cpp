@@ -78,9 +78,18 @@ int Link::called(uint64_t stream_id, uint8_t * bytes, size_t length, picoquic_ca
     case picoquic_callback_prepare_to_send:
         return stream == nullptr ? -1 : provide(*stream, bytes, length);
     case picoquic_callback_stream_reset:
+        if (auto * it = picoquic_find_stream(cnx_, stream_id)) {
+            // What never came counts as come (RFC 9000 section 4.5). picoquic does not count it, and the
+            // windows of the connection, of bytes and of streams, would close bit by bit.
+            cnx_->data_received += it->fin_offset - it->consumed_offset;
+            it->consumed_offset = it->fin_offset;
+        }
+        [[fallthrough]];
     case picoquic_callback_stop_sending:
         if (stream != nullptr) {
             drop(*stream, "the peer dropped the stream");
+        } else {
+            discard(stream_id); // before it has said what it is; our direction ends too
         }
         break;
     case picoquic_callback_stream_released:
@@ -117,8 +126,18 @@ std::string Link::why_closed(picoquic_call_back_event_t event) const {
     return text;
 }
 
-void Link::key_shown(const PublicKey & key) {
+void Link::key_proved(const PublicKey & key) {
     key_ = key;
+}
+
+void Link::datagrams_received(size_t n_bytes) {
+    bytes_received += n_bytes;
+    rtt_us = picoquic_get_rtt(cnx_);
+    if (!cnx_->is_ack_frequency_negotiated) {
+        // A peer that cannot say how often it wants to hear (aioquic, quic-go). picoquic then waits up to 10
+        // ms, by the rate of its own sending, and a sender whose window is small waits with it.
+        cnx_->ack_delay_remote = std::min<uint64_t>(cnx_->ack_delay_remote, PICOQUIC_ACK_DELAY_MIN);
+    }
 }
 
 void Link::linked() {
@@ -134,14 +153,14 @@ void Link::linked() {
 
 Stream * Link::accept(uint64_t stream_id, std::span<const uint8_t> & bytes) {
     bool ours = PICOQUIC_IS_CLIENT_STREAM_ID(stream_id) == dialled_;
-    if (ours || streams_.contains(stream_id) || bytes.empty()) {
-        return nullptr; // of ours and already dropped, or nothing in it
+    if (ours || streams_.contains(stream_id)) {
+        return nullptr; // already dropped
     }
-    uint8_t kind = bytes[0];
-    if (!PICOQUIC_IS_BIDIR_STREAM_ID(stream_id) || kind >= engine_.config_.max_kinds) {
-        picoquic_discard_stream(cnx_, stream_id, 0);
+    if (bytes.empty() || bytes[0] >= engine_.config_.max_kinds) {
+        discard(stream_id);
         return nullptr;
     }
+    uint8_t kind = bytes[0];
     bytes = bytes.subspan(1);
     std::shared_ptr<Stream> stream;
     {
@@ -232,7 +251,7 @@ int Link::provide(Stream & stream, void * context, size_t space) {
     Splice & splice = *stream.splice;
     size_t available = splice.available(space), n = std::min(available, space);
     bool end = splice.at_end() && n == available;
-    stream.splice_sends = n > 0 && !end; // when nothing is there the engine polls
+    stream.splice_sends = available > 0 && !end; // when nothing is there the engine polls
     uint8_t * out = picoquic_provide_stream_data_buffer(context, n, end, stream.splice_sends);
     if (out == nullptr) {
         return -1;
@@ -250,22 +269,23 @@ void Link::drop(Stream & stream, const std::string & reason) {
         return;
     }
     if (!closed_ && cnx_ != nullptr) {
-        picoquic_discard_stream(cnx_, stream.id, 0);
+        discard(stream.id);
     }
     {
         std::lock_guard guard(engine_.lock_);
-        stream.error = stream.error.empty() ? reason : stream.error;
-        stream.out.clear();
-        for (bool * waits : {&stream.reader_waits, &stream.writer_waits}) {
-            if (*waits) {
-                *waits = false;
-                engine_.tell_locked(
-                    {waits == &stream.reader_waits ? Event::What::readable : Event::What::writable, handle,
-                     stream.handle, 0, ""});
-            }
-        }
+        engine_.fail_locked(stream, reason);
     }
     forget(stream);
+}
+
+// picoquic_discard_stream would not tell of the peer's reset, of which the windows must know, and would ask
+// to stop a stream of ours that the peer does not yet allow, which ends the connection.
+void Link::discard(uint64_t stream_id) {
+    bool ours = PICOQUIC_IS_CLIENT_STREAM_ID(stream_id) == dialled_;
+    if (!ours || stream_id / 4 < cnx_->max_streams_bidir_remote) {
+        picoquic_stop_sending(cnx_, stream_id, 0);
+    }
+    picoquic_reset_stream(cnx_, stream_id, 0); // which waits until it may be said
 }
 
 void Link::forget(Stream & stream) {

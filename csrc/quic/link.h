@@ -78,7 +78,8 @@ class Link {
 
     int called(uint64_t stream_id, uint8_t * bytes, size_t length, picoquic_call_back_event_t event,
                Stream * stream);
-    void key_shown(const PublicKey & key);
+    void key_proved(const PublicKey & key);
+    void datagrams_received(size_t n_bytes); // which picoquic has read
 
     void start(const std::shared_ptr<Stream> & stream);
     void activate(Stream & stream);
@@ -98,6 +99,7 @@ class Link {
     void received(Stream & stream, std::span<const uint8_t> bytes, bool end);
     Stream * accept(uint64_t stream_id, std::span<const uint8_t> & bytes);
     int provide(Stream & stream, void * context, size_t space);
+    void discard(uint64_t stream_id);
     void forget(Stream & stream);
     void grant(Stream & stream);
     std::string why_closed(picoquic_call_back_event_t event) const;

@@ -24,20 +24,33 @@ using Key = std::unique_ptr<EVP_PKEY, decltype(&EVP_PKEY_free)>;
 
 constexpr uint16_t algorithms[] = {PTLS_SIGNATURE_ED25519, UINT16_MAX};
 
+constexpr size_t largest_message = 16 << 10; // of TLS; ours are certificates of some hundred bytes
+
+/// A certificate that has come, and is worth nothing before the signature that follows it.
+struct Claim {
+    Key key;
+    PublicKey raw;
+    picoquic_cnx_t * cnx;
+    const KeyProved & proved;
+};
+
 int verify_signature(void * context, uint16_t algorithm, ptls_iovec_t data, ptls_iovec_t signature) {
-    Key key(static_cast<EVP_PKEY *>(context), EVP_PKEY_free);
+    std::unique_ptr<Claim> claim(static_cast<Claim *>(context));
     if (data.base == nullptr) {
-        return 0; // the handshake ended before; only the key is to be freed
+        return 0; // the handshake ended before; only the claim is to be freed
     }
     if (algorithm != PTLS_SIGNATURE_ED25519) {
         return PTLS_ALERT_ILLEGAL_PARAMETER;
     }
     std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> digest(EVP_MD_CTX_new(), EVP_MD_CTX_free);
-    if (!digest || EVP_DigestVerifyInit(digest.get(), nullptr, nullptr, nullptr, key.get()) != 1) {
+    if (!digest || EVP_DigestVerifyInit(digest.get(), nullptr, nullptr, nullptr, claim->key.get()) != 1) {
         return PTLS_ERROR_LIBRARY;
     }
-    bool good = EVP_DigestVerify(digest.get(), signature.base, signature.len, data.base, data.len) == 1;
-    return good ? 0 : PTLS_ALERT_DECRYPT_ERROR;
+    if (EVP_DigestVerify(digest.get(), signature.base, signature.len, data.base, data.len) != 1) {
+        return PTLS_ALERT_DECRYPT_ERROR;
+    }
+    claim->proved(claim->cnx, claim->raw);
+    return 0;
 }
 
 Key key_of(ptls_iovec_t certificate) {
@@ -50,7 +63,7 @@ Key key_of(ptls_iovec_t certificate) {
 } // namespace
 
 struct Tls::Verifier : ptls_verify_certificate_t {
-    KeyShown shown;
+    KeyProved proved;
 
     static int verify(ptls_verify_certificate_t * self, ptls_t * tls, const char *,
                       int (**verify_sign)(void *, uint16_t, ptls_iovec_t, ptls_iovec_t), void ** verify_data,
@@ -65,14 +78,14 @@ struct Tls::Verifier : ptls_verify_certificate_t {
             EVP_PKEY_get_raw_public_key(key.get(), raw.data(), &size) != 1 || size != raw.size()) {
             return PTLS_ALERT_UNSUPPORTED_CERTIFICATE;
         }
-        static_cast<Verifier *>(self)->shown(static_cast<picoquic_cnx_t *>(*ptls_get_data_ptr(tls)), raw);
+        auto * cnx = static_cast<picoquic_cnx_t *>(*ptls_get_data_ptr(tls));
         *verify_sign = verify_signature;
-        *verify_data = key.release();
+        *verify_data = new Claim{std::move(key), raw, cnx, static_cast<Verifier *>(self)->proved};
         return 0;
     }
 };
 
-Tls::Tls(picoquic_quic_t * quic, const Identity & identity, KeyShown shown)
+Tls::Tls(picoquic_quic_t * quic, const Identity & identity, KeyProved proved)
     : verifier_(std::make_unique<Verifier>()) {
     auto * context = static_cast<ptls_context_t *>(quic->tls_master_ctx);
     Key key(EVP_PKEY_new_raw_private_key(EVP_PKEY_ED25519, nullptr, identity.private_key.data(),
@@ -93,12 +106,13 @@ Tls::Tls(picoquic_quic_t * quic, const Identity & identity, KeyShown shown)
 
     verifier_->cb = Verifier::verify;
     verifier_->algos = algorithms;
-    verifier_->shown = std::move(shown);
+    verifier_->proved = std::move(proved);
     picoquic_set_verify_certificate_callback(quic, verifier_.get(), [](ptls_verify_certificate_t *) {});
     picoquic_set_client_authentication(quic, 1);
     context->ticket_lifetime = 0; // the server gives no tickets
     context->max_early_data_size = 0;
     context->save_ticket = nullptr; // the client keeps none
+    context->max_buffer_size = largest_message;
 }
 
 Tls::~Tls() = default;

@@ -24,15 +24,15 @@ struct Identity {
     std::vector<uint8_t> certificate;    // DER
 };
 
-/// Hears of the key that the peer of a connection is about to prove; the handshake fails when it does not.
-using KeyShown = std::function<void(st_picoquic_cnx_t *, const PublicKey &)>;
+/// Hears of the key that the peer of a connection has proved to hold.
+using KeyProved = std::function<void(st_picoquic_cnx_t *, const PublicKey &)>;
 
 /// What picoquic needs as long as its context lives, and a little longer.
 class Tls {
   public:
     /// Makes both roles show the identity and ask for the peer's; no resumption, which would skip the proof.
     /// Throws std::runtime_error.
-    Tls(st_picoquic_quic_t * quic, const Identity & identity, KeyShown shown);
+    Tls(st_picoquic_quic_t * quic, const Identity & identity, KeyProved proved);
     ~Tls();
     Tls(const Tls &) = delete;
 

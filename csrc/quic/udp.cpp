@@ -235,15 +235,20 @@ void UdpSocket::queue(const Datagrams & datagrams) {
     out_used_ += datagrams.bytes.size();
 }
 
-bool UdpSocket::send_singly(const Datagrams & datagrams) {
-    for (size_t at = 0; at < datagrams.bytes.size(); at += datagrams.segment_size) {
+bool UdpSocket::no_room() {
+    full_ = errno == EAGAIN; // ENOBUFS: the queue of the device is full, of which poll knows nothing
+    return full_ || errno == ENOBUFS;
+}
+
+bool UdpSocket::send_singly(Datagrams & datagrams) {
+    while (!datagrams.bytes.empty()) {
         Datagrams one = datagrams;
-        one.bytes =
-            datagrams.bytes.subspan(at, std::min(datagrams.segment_size, datagrams.bytes.size() - at));
+        one.bytes = datagrams.bytes.first(std::min(datagrams.segment_size, datagrams.bytes.size()));
         Message message(one, false);
-        if (sendmsg(fd_.get(), &message.header, 0) < 0 && (errno == EAGAIN || errno == ENOBUFS)) {
-            return false; // the rest is lost: rare, and QUIC sends it again
+        if (sendmsg(fd_.get(), &message.header, 0) < 0 && no_room()) {
+            return false;
         }
+        datagrams.bytes = datagrams.bytes.subspan(one.bytes.size());
     }
     return true;
 }
@@ -251,6 +256,7 @@ bool UdpSocket::send_singly(const Datagrams & datagrams) {
 bool UdpSocket::send() {
     size_t sent = 0;
     bool room = true;
+    full_ = false;
     while (room && sent < queued_.size()) {
 #ifdef __linux__
         if (offload_) {
@@ -266,7 +272,7 @@ bool UdpSocket::send() {
                 sent += static_cast<size_t>(result);
                 continue;
             }
-            if (errno == EAGAIN || errno == ENOBUFS) {
+            if (no_room()) {
                 room = false;
                 continue;
             }
@@ -274,7 +280,7 @@ bool UdpSocket::send() {
         }
 #endif
         room = send_singly(queued_[sent]);
-        ++sent;
+        sent += room ? 1 : 0;
     }
     queued_.erase(queued_.begin(), queued_.begin() + static_cast<ptrdiff_t>(sent));
     if (queued_.empty()) {

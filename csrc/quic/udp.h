@@ -42,18 +42,20 @@ class UdpSocket {
     void queue(const Datagrams & datagrams); // `bytes` begin where space() did
     bool nothing_queued() const { return queued_.empty(); }
 
-    /// False when the kernel takes no more now: to be called again when the socket is writable. What cannot
-    /// be sent at all is lost, as the network would lose it.
+    /// False when the kernel takes no more now: to be called again when the socket is writable, if it is
+    /// full(), else a little later. What cannot be sent at all is lost, as the network would lose it.
     bool send();
+    bool full() const { return full_; }
 
   private:
     static constexpr size_t n_messages = 16, message_bytes = 65536;
 
-    bool send_singly(const Datagrams & datagrams);
+    bool no_room();
+    bool send_singly(Datagrams & datagrams);
 
     channel::Fd fd_;
     uint16_t port_ = 0;
-    bool v6_ = true, offload_ = true, more_ = false;
+    bool v6_ = true, offload_ = true, more_ = false, full_ = false;
     std::vector<uint8_t> in_, out_;
     std::array<Datagrams, n_messages> received_;
     std::vector<Datagrams> queued_;

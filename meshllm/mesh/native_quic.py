@@ -255,11 +255,17 @@ class NativeEndpoint:
     # --- events ---
 
     def _take_events(self) -> None:
-        for what, link, stream, kind, text in self.engine.take_events():
-            if handler := self._handlers.get(what):
-                handler(link, stream, kind, text)
-            elif found := self._streams.get(stream):
-                found.happened(what)
+        for event in self.engine.take_events():
+            try:
+                self._take(*event)
+            except Exception as error:  # which must not cost the events behind it
+                asyncio.get_running_loop().call_exception_handler({"message": "QUIC event", "exception": error})
+
+    def _take(self, what: int, link: int, stream: int, kind: int, text: str) -> None:
+        if handler := self._handlers.get(what):
+            handler(link, stream, kind, text)
+        elif found := self._streams.get(stream):
+            found.happened(what)
 
     def _linked(self, handle: int, _stream: int, dialled: int, peer_id: str) -> None:
         if dialled:

@@ -125,9 +125,10 @@ class Mesh:
         for peer_id, message in self.membership.outbox:
             peer = self._peers.get(peer_id)
             if peer and (link := self._best(peer)):
-                stream = link.open(StreamKind.GOSSIP)
                 with contextlib.suppress(MeshLlmError, TimeoutError):
+                    stream = link.open(StreamKind.GOSSIP)
                     await asyncio.wait_for(write_framed(stream, message), 0.2)
+                    stream.finish()  # else it would be dropped, with what it says
         await asyncio.sleep(0.05)  # the datagrams leave before the links close
 
     def _spawn(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> asyncio.Task[None] | None:

@@ -9,23 +9,27 @@ import os
 import shutil
 import ssl
 import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import uvloop
 from aioquic.asyncio import QuicConnectionProtocol, connect, serve
 from aioquic.quic.configuration import QuicConfiguration
+from support import lab as netlab
 from support.relay import Relay
 
 from meshllm.errors import MeshLlmError
 from meshllm.mesh.identity import make_identity
 from meshllm.mesh.native_quic import NativeEndpoint
+from meshllm.mesh.quic import QuicEndpoint
+from meshllm.mesh.quic_link import QuicLink
 from meshllm.mesh.token import join_address
-from meshllm.mesh.transport import ALPN, Link, Stream, StreamKind
+from meshllm.mesh.transport import ALPN, ENGINES, Link, MakeTransport, Stream, StreamKind
 
 MEGABYTES = 100  # each way
 PIECE = 1_000_000
@@ -47,12 +51,12 @@ async def until(check: Callable[[], object]) -> None:
 
 
 class Echo:
-    """A native endpoint that answers every stream with what it carries."""
+    """An endpoint that answers every stream with what it carries."""
 
-    def __init__(self) -> None:
+    def __init__(self, make: MakeTransport) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
         self.links: list[Link] = []
-        self.endpoint = NativeEndpoint(make_identity(), self.links.append, self._opened)
+        self.endpoint = make(make_identity(), self.links.append, self._opened)
 
     def _opened(self, _link: Link, _kind: StreamKind, stream: Stream) -> None:
         self._tasks.add(asyncio.create_task(self._echo(stream)))
@@ -70,8 +74,8 @@ async def cancelled(tasks: Collection[asyncio.Task[None]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def native(stack: AsyncExitStack) -> Echo:
-    echo = Echo()
+async def started(stack: AsyncExitStack, make: MakeTransport = NativeEndpoint) -> Echo:
+    echo = Echo(make)
     echo.endpoint.start(0)
     stack.push_async_callback(echo.endpoint.close)
     return echo
@@ -111,6 +115,26 @@ def exchange_over(read: Callable[[int], Awaitable[bytes]], write: Callable[[byte
     return exchange
 
 
+@pytest.mark.parametrize(("server", "client"), [(NativeEndpoint, QuicEndpoint), (QuicEndpoint, NativeEndpoint)])
+def test_our_engines_speak_to_each_other(server: MakeTransport, client: MakeTransport) -> None:
+    async def work(stack: AsyncExitStack) -> None:
+        echo, dialling = await started(stack, server), await started(stack, client)
+        relay = await relay_to(stack, echo.endpoint.port)
+        link = await dialling.endpoint.dial(join_address(*relay.address), None, 10)
+        stream = link.open(StreamKind.RPC)
+
+        async def new_keys() -> None:
+            aioquic = link if isinstance(link, QuicLink) else echo.links[0]
+            assert isinstance(aioquic, QuicLink)
+            aioquic._quic.request_key_update()
+
+        exchange = exchange_over(stream.read, stream.write)
+        await moved(exchange, relay.rebind, new_keys, relay.rebind, new_keys)
+        assert len(echo.links) == 1 and not link.closed
+
+    run(work)
+
+
 def stock_configuration(is_client: bool) -> QuicConfiguration:
     identity = make_identity()
     return QuicConfiguration(
@@ -125,7 +149,7 @@ def stock_configuration(is_client: bool) -> QuicConfiguration:
 
 def test_stock_aioquic_dials() -> None:
     async def work(stack: AsyncExitStack) -> None:
-        echo = await native(stack)
+        echo = await started(stack)
         relay = await relay_to(stack, echo.endpoint.port)
         client = await stack.enter_async_context(connect(*relay.address, configuration=stock_configuration(True)))
         reader, writer = await client.create_stream()
@@ -169,7 +193,7 @@ def test_stock_aioquic_is_dialled() -> None:
         stack.callback(server.close)
         stack.push_async_callback(cancelled, tasks)
         port = server._transport.get_extra_info("sockname")[1]  # type: ignore[attr-defined]
-        client = await native(stack)
+        client = await started(stack)
         relay = await relay_to(stack, port)
         link = await client.endpoint.dial(join_address(*relay.address), None, 10)
         stream = link.open(StreamKind.RPC)
@@ -213,7 +237,7 @@ async def running(*command: str) -> AsyncIterator[asyncio.subprocess.Process]:
 
 def test_quic_go_dials(go_peer: str) -> None:
     async def work(stack: AsyncExitStack) -> None:
-        echo = await native(stack)
+        echo = await started(stack)
         relay = await relay_to(stack, echo.endpoint.port)
         address = join_address(*relay.address)
         go = await stack.enter_async_context(running(go_peer, "dial", address, str(MEGABYTES)))
@@ -231,7 +255,7 @@ def test_quic_go_is_dialled(go_peer: str) -> None:
         go = await stack.enter_async_context(running(go_peer, "serve"))
         assert go.stdout
         relay = await relay_to(stack, int(await go.stdout.readline()))
-        client = await native(stack)
+        client = await started(stack)
         link = await client.endpoint.dial(join_address(*relay.address), None, 10)
         stream = link.open(StreamKind.RPC)
         # No new address: this version of quic-go, as a server, keeps sending to the one that it first saw.
@@ -242,6 +266,36 @@ def test_quic_go_is_dialled(go_peer: str) -> None:
     run(work)
 
 
+# --- addresses ---
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_machine_that_gets_another_address_keeps_its_link(engine: str) -> None:
+    """As a laptop does that goes from one network to another."""
+    if why := netlab.missing():
+        pytest.skip(why)
+    support = Path(__file__).parents[1] / "support"
+    with netlab.make_lab(hosts=2, rtt_ms=5) as lab, ExitStack() as stack:
+
+        def python(host: str, script: str, *arguments: str) -> IO[str]:
+            command = [*netlab.prefix(lab, host), sys.executable, "-P", str(support / script), *arguments]
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            assert process.stdout
+            return process.stdout
+
+        def ip(*arguments: str) -> None:
+            subprocess.run(["ip", "-n", lab.netns("h1"), "addr", *arguments, "dev", "eth0"], check=True)
+
+        port = python("h2", "quic_victim.py").readline().strip()
+        answers = python("h1", "quic_caller.py", engine, f"{lab.ip('h2')}:{port}")
+        assert [answers.readline() for _ in range(10)] == ["answered\n"] * 10
+        ip("del", f"{lab.ip('h1')}/24")
+        ip("add", "10.77.0.77/24")
+        assert [answers.readline() for _ in range(50)] == ["answered\n"] * 50
+
+
 # --- loss ---
 
 
@@ -249,7 +303,7 @@ def test_no_lost_packet_stops_a_stream() -> None:
     """Full last packets that are lost, with nothing behind them: their loss timer must be there (engine.cpp, send)."""
 
     async def work(stack: AsyncExitStack) -> None:
-        echo, client = await native(stack), await native(stack)
+        echo, client = await started(stack), await started(stack)
         relay = await relay_to(stack, echo.endpoint.port, 0.02)
         link = await client.endpoint.dial(join_address(*relay.address), None, 10)
         stream = link.open(StreamKind.RPC)
@@ -272,7 +326,7 @@ def test_a_slow_stream_holds_no_other() -> None:
         kept: list[Stream] = []
         tasks: set[asyncio.Task[None]] = set()
         stack.push_async_callback(cancelled, tasks)
-        echo = Echo()
+        echo = Echo(NativeEndpoint)
 
         def opened(link: Link, kind: StreamKind, stream: Stream) -> None:
             if kind is StreamKind.TRANSFER:
@@ -283,7 +337,7 @@ def test_a_slow_stream_holds_no_other() -> None:
         server = NativeEndpoint(make_identity(), lambda _link: None, opened)
         server.start(0)
         stack.push_async_callback(server.close)
-        client = await native(stack)
+        client = await started(stack)
         link = await client.endpoint.dial(f"127.0.0.1:{server.port}", None, 10)
         for _ in range(100):
             slow = link.open(StreamKind.TRANSFER)
@@ -295,3 +349,53 @@ def test_a_slow_stream_holds_no_other() -> None:
             assert len(await exchange(bytes(PIECE))) == PIECE
 
     run(work, 60)
+
+
+async def opened_to(stack: AsyncExitStack, loss: float = 0.0) -> Link:
+    """A link to an endpoint that echoes."""
+    echo, client = await started(stack), await started(stack)
+    relay = await relay_to(stack, echo.endpoint.port, loss)
+    return await client.endpoint.dial(join_address(*relay.address), None, 10)
+
+
+async def still_carries(link: Link) -> None:
+    stream = link.open(StreamKind.RPC)
+    exchange = exchange_over(stream.read, stream.write)
+    assert len(await exchange(bytes(PIECE))) == PIECE
+
+
+def test_streams_that_are_dropped_at_once_make_room_for_others() -> None:
+    async def work(stack: AsyncExitStack) -> None:
+        link = await opened_to(stack)
+        for i in range(600):
+            link.open(StreamKind.RPC).abort()
+            if i % 20 == 0:
+                await asyncio.sleep(0.001)
+        await still_carries(link)
+
+    run(work, 60)
+
+
+def test_streams_that_wait_for_room_may_be_dropped() -> None:
+    async def work(stack: AsyncExitStack) -> None:
+        link = await opened_to(stack)
+        for stream in [link.open(StreamKind.RPC) for _ in range(600)]:
+            stream.abort()
+        await still_carries(link)
+
+    run(work, 60)
+
+
+def test_dropped_bulk_leaves_no_gap_in_the_windows() -> None:
+    """Of the connection: 32 MiB, for what is lost with each of these streams."""
+
+    async def work(stack: AsyncExitStack) -> None:
+        link = await opened_to(stack, 0.02)
+        for _ in range(600):
+            stream = link.open(StreamKind.RPC)
+            await stream.write(bytes(250_000))
+            assert await stream.read(1)
+            stream.abort()
+        await still_carries(link)
+
+    run(work, 100)

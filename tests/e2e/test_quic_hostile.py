@@ -7,6 +7,8 @@ import contextlib
 import os
 import random
 import socket
+import ssl
+import struct
 import subprocess
 import sys
 import time
@@ -15,14 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aioquic._buffer import Buffer
+from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
+from aioquic.tls import Epoch
 
 from meshllm.errors import TransportError
-from meshllm.mesh.identity import make_identity
+from meshllm.mesh.identity import Identity, make_identity
 from meshllm.mesh.native_quic import NativeEndpoint
 from meshllm.mesh.quic import QuicEndpoint
 from meshllm.mesh.quic_link import QuicLink
-from meshllm.mesh.transport import StreamKind
+from meshllm.mesh.transport import ALPN, Link, MakeTransport, StreamKind
 
 MEMORY = 64 << 20  # that an attack may cost
 
@@ -127,6 +132,22 @@ def test_streams_that_never_say_what_they_are(victim: Victim) -> None:
     attacked(victim, attack)
 
 
+def test_pieces_without_a_beginning(victim: Victim) -> None:
+    """Each byte by itself costs its receiver what a whole packet does."""
+
+    async def attack(link: QuicLink) -> None:
+        for i in range(200):
+            stream = link._quic._get_or_create_stream_for_send(4 * i)
+            stream.sender.write(bytes(1000))
+            for even in range(0, 1000, 2):
+                stream.sender._pending.subtract(even, even + 1)
+        async with asyncio.timeout(30):
+            while not link.closed:
+                await sent(link)
+
+    attacked(victim, attack)
+
+
 def test_streams_of_unknown_kind_are_refused_and_the_link_lives(victim: Victim) -> None:
     async def attack(link: QuicLink) -> None:
         for i in range(100):
@@ -218,5 +239,73 @@ def test_a_peer_without_a_certificate_is_refused(victim: Victim) -> None:
                 await link.wait_closed()
         assert victim.state()[2] == links == 0
         await bad.close()
+
+    asyncio.run(main())
+
+
+class Impostor(QuicConnection):
+    """Shows the certificate of another node, and twice a signature that is not that node's.
+
+    The second one, with Finished, is left in `rest`.
+    """
+
+    def __init__(self, victim: Identity) -> None:
+        super().__init__(
+            configuration=QuicConfiguration(
+                alpn_protocols=[ALPN],
+                certificate=victim.certificate,
+                private_key=make_identity().key,
+                verify_mode=ssl.CERT_NONE,
+            )
+        )
+        self.rest = b""
+
+    def _initialize(self, peer_cid: bytes) -> None:
+        super()._initialize(peer_cid)
+        finish = self.tls._client_handle_finished
+
+        def finish_with_doubt(input_buf: Buffer, output_buf: Buffer) -> None:
+            begin = output_buf.tell()
+            finish(input_buf, output_buf)
+            message = output_buf.data_slice(begin, output_buf.tell())
+            lengths = [4 + int.from_bytes(message[1:4], "big")]
+            lengths.append(lengths[0] + 4 + int.from_bytes(message[lengths[0] + 1 : lengths[0] + 4], "big"))
+            output_buf.seek(begin + lengths[1])  # Certificate, CertificateVerify
+            self.rest = message[lengths[0] :]  # CertificateVerify, Finished
+
+        self.tls._client_handle_finished = finish_with_doubt  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("make", [NativeEndpoint, QuicEndpoint])
+def test_an_impostor_is_refused_who_insists(make: MakeTransport) -> None:
+    """picotls takes a second signature unseen, after one that was wrong, in packets that come together."""
+
+    async def main() -> None:
+        links: list[Link] = []
+        server = make(make_identity(), links.append, lambda *_: None)
+        server.start(0)
+        to = ("127.0.0.1", server.port)
+        impostor = Impostor(make_identity())
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.setblocking(False)
+            loop = asyncio.get_running_loop()
+            cut = (socket.IPPROTO_UDP, 103)  # UDP_SEGMENT: so that the server reads them together
+            impostor.connect(to, now=time.monotonic())
+            insisted = 0.0
+            while not links and (not insisted or time.monotonic() - insisted < 1):
+                datagrams = [data for data, _ in impostor.datagrams_to_send(now=time.monotonic())]
+                if impostor.rest:
+                    impostor._crypto_streams[Epoch.HANDSHAKE].sender.write(impostor.rest)
+                    impostor.rest = b""
+                    datagrams += [data for data, _ in impostor.datagrams_to_send(now=time.monotonic())]
+                    assert len(datagrams) > 1
+                    insisted = time.monotonic()
+                if datagrams:
+                    sock.sendmsg(datagrams, [(*cut, struct.pack("=H", len(datagrams[0])))], 0, to)
+                with contextlib.suppress(TimeoutError):
+                    data = await asyncio.wait_for(loop.sock_recv(sock, 65536), 0.2)
+                    impostor.receive_datagram(data, to, now=time.monotonic())
+        assert links == []
+        await server.close()
 
     asyncio.run(main())
