@@ -11,6 +11,7 @@ either end; the others are streams as Python sees them. Medians over the runs.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -81,14 +82,16 @@ def lab(repeat: int, mbit: list[int]) -> None:
 
 
 def fair() -> None:
-    """Two bulk flows for the same time, from one host to one other: what each gets."""
-    table(("Mbit/s", "beside", "TCP, MB/s", "native, MB/s", "native's share"), [])
+    """Two bulk flows for the same time, from one host to one other: what each gets, ours and two TCPs."""
+    table(("Mbit/s", "one", "other", "one, MB/s", "other, MB/s", "the other's share"), [])
     for rate, seconds in ((100, 12), (300, 8)):
-        for control in ("bbr", "cubic"):
+        for one, other in itertools.product(
+            ("bbr", "cubic"), ("native-splice", "tcp-blocking+bbr", "tcp-blocking+cubic")
+        ):
             queue = max(65536, int(rate * 1e6 / 8 * 0.02))  # one bandwidth-delay product, as routers have
             with netlab.make_lab(hosts=2, rtt_ms=20, rate_mbit=rate, queue_bytes=queue) as net:
-                rates = together(net, (f"tcp-blocking+{control}", "native-splice"), seconds)
-            table((), [(rate, f"TCP {control}", *rates, f"{rates[1] / sum(rates):.0%}")])
+                rates = together(net, (f"tcp-blocking+{one}", other), seconds)
+            table((), [(rate, f"TCP {one}", other, *rates, f"{rates[1] / sum(rates):.0%}")])
 
 
 def together(net: Any, paths: tuple[str, ...], seconds: float) -> list[float]:
