@@ -18,18 +18,41 @@ constexpr int batches_between_looks = 4;
 constexpr int64_t longest_sleep_us = 10'000'000;
 constexpr uint64_t goodbye_us = 50'000;
 constexpr int64_t retry_send_us = 1000;
-constexpr int max_waiting = 24 << 10; // pieces of data before which something is missing: 40 MB of memory
+constexpr int max_waiting = 24 << 10;  // pieces of data before which something is missing: 40 MB of memory
+constexpr int64_t honest_piece = 1000; // bytes
 
-// Each costs a packet's worth of memory, however small it is.
-int waiting(picoquic_cnx_t * cnx) {
-    int n = 0;
+// Pieces that wait, beyond those that the data would have come in from an honest peer: each costs a packet's
+// worth of memory, however small it is.
+int64_t excess(picoquic_cnx_t * cnx) {
+    int64_t n = 0;
     for (auto & stream : cnx->tls_stream) {
         n += stream.stream_data_tree.size;
     }
     for (auto * stream = picoquic_first_stream(cnx); stream != nullptr;
          stream = picoquic_next_stream(stream)) {
-        n += stream->stream_data_tree.size;
+        auto missing = static_cast<int64_t>(stream->fin_offset - stream->consumed_offset);
+        n += stream->stream_data_tree.size - missing / honest_piece;
     }
+    return n;
+}
+
+// picoquic does not pad what it repeats of an Initial packet, although a client of it drops a short one that
+// asks for an acknowledgement (RFC 9000 section 14.1): one lost datagram and the handshake never ends. How
+// many bytes have been added.
+size_t padding(picoquic_cnx_t * cnx, std::span<uint8_t> datagram, size_t length) {
+    bool initial = (datagram[0] & 0xf0) == 0xc0; // RFC 9000 section 17.2.2
+    if (cnx == nullptr || !initial || length >= PICOQUIC_ENFORCED_INITIAL_MTU) {
+        return 0;
+    }
+    size_t n = PICOQUIC_ENFORCED_INITIAL_MTU - length;
+    if (!cnx->client_mode &&
+        !cnx->initial_validated) { // at most three times what came (RFC 9000 section 8.1)
+        if (cnx->initial_data_sent + n > 3 * cnx->initial_data_received) {
+            return 0;
+        }
+        cnx->initial_data_sent += n;
+    }
+    std::fill_n(datagram.begin() + static_cast<ptrdiff_t>(length), n, uint8_t{0});
     return n;
 }
 
@@ -142,15 +165,16 @@ bool Engine::receive() {
     return true;
 }
 
-// Who makes us hold most goes, when all together is too much: at any speed, and with any loss, honest peers
-// come to a fraction of it.
+// When all together is too much, who makes us hold most for least goes; when it is far too much, also one of
+// those whose windows allow it.
 void Engine::shed() {
-    while (quic_->nb_data_nodes_allocated - quic_->nb_data_nodes_in_pool > max_waiting) {
+    auto waiting = [this] { return quic_->nb_data_nodes_allocated - quic_->nb_data_nodes_in_pool; };
+    while (waiting() > max_waiting) {
         picoquic_cnx_t * worst = nullptr;
-        int most = 0;
+        int64_t most = waiting() > 4 * max_waiting ? INT64_MIN : 0;
         for (auto * cnx = picoquic_get_first_cnx(quic_.get()); cnx != nullptr;
              cnx = picoquic_get_next_cnx(cnx)) {
-            if (int n = waiting(cnx); n > most) {
+            if (int64_t n = excess(cnx); n > most) {
                 most = n;
                 worst = cnx;
             }
@@ -187,6 +211,7 @@ bool Engine::send() {
                 // the beginning.
                 picoquic_reinsert_by_wake_time(quic_.get(), cnx, now_us_);
             }
+            length += padding(cnx, space, length);
             next.bytes = space.first(length);
             next.segment_size = next.segment_size == 0 ? length : next.segment_size;
             if (auto * link = link_of(cnx)) {

@@ -83,6 +83,7 @@ int Link::called(uint64_t stream_id, uint8_t * bytes, size_t length, picoquic_ca
             // windows of the connection, of bytes and of streams, would close bit by bit.
             cnx_->data_received += it->fin_offset - it->consumed_offset;
             it->consumed_offset = it->fin_offset;
+            it->is_discarded = 1; // nothing that a peer sends behind its reset begins the stream anew
         }
         [[fallthrough]];
     case picoquic_callback_stop_sending:

@@ -282,8 +282,8 @@ class QuicLink:
                 case events.StreamReset() | events.StopSendingReceived():
                     if stream := self._streams.pop(event.stream_id, None):
                         stream.fail("the peer dropped the stream")
-                        if isinstance(event, events.StreamReset):
-                            self.reset(event.stream_id)
+                    if isinstance(event, events.StreamReset):
+                        self.reset(event.stream_id)
                 case events.ConnectionIdIssued():
                     self._endpoint.add_cid(event.connection_id, self)
                 case events.ConnectionIdRetired():

@@ -299,6 +299,25 @@ def test_a_machine_that_gets_another_address_keeps_its_link(engine: str) -> None
 # --- loss ---
 
 
+def test_handshakes_survive_loss() -> None:
+    """Whichever packet is lost: picoquic by itself repeats some so that another picoquic does not read them."""
+
+    async def work(stack: AsyncExitStack) -> None:
+        echo, client = await started(stack), await started(stack)
+
+        async def dial(seed: int) -> None:
+            relay = await relay_to(stack, echo.endpoint.port, 0.1)
+            relay.random.seed(seed)
+            link = await client.endpoint.dial(join_address(*relay.address), None, 10)
+            link.close("it works")
+
+        async with asyncio.TaskGroup() as group:
+            for seed in range(100):
+                group.create_task(dial(seed))
+
+    run(work, 60)
+
+
 def test_no_lost_packet_stops_a_stream() -> None:
     """Full last packets that are lost, with nothing behind them: their loss timer must be there (engine.cpp, send)."""
 

@@ -27,7 +27,7 @@ from meshllm.mesh.identity import Identity, make_identity
 from meshllm.mesh.native_quic import NativeEndpoint
 from meshllm.mesh.quic import QuicEndpoint
 from meshllm.mesh.quic_link import QuicLink
-from meshllm.mesh.transport import ALPN, Link, MakeTransport, StreamKind
+from meshllm.mesh.transport import ALPN, Link, MakeTransport, Stream, StreamKind
 
 MEMORY = 64 << 20  # that an attack may cost
 
@@ -136,16 +136,52 @@ def test_pieces_without_a_beginning(victim: Victim) -> None:
     """Each byte by itself costs its receiver what a whole packet does."""
 
     async def attack(link: QuicLink) -> None:
-        for i in range(200):
+        for i in range(100):
             stream = link._quic._get_or_create_stream_for_send(4 * i)
-            stream.sender.write(bytes(1000))
-            for even in range(0, 1000, 2):
+            stream.sender.write(bytes(800))
+            for even in range(0, 800, 2):
                 stream.sender._pending.subtract(even, even + 1)
         async with asyncio.timeout(30):
-            while not link.closed:
-                await sent(link)
+            while victim.state()[2] > 0:
+                link.transmit()
+                await asyncio.sleep(0.01)
 
     attacked(victim, attack)
+
+
+def test_data_behind_a_reset_begins_no_new_stream() -> None:
+    async def main() -> None:
+        opened: list[Stream] = []
+        server = NativeEndpoint(make_identity(), lambda _link: None, lambda _link, _kind, stream: opened.append(stream))
+        bad = QuicEndpoint(make_identity(), lambda _link: None, lambda *_: None)
+        for endpoint in (server, bad):
+            endpoint.start(0)
+        link = await bad.dial(f"127.0.0.1:{server.port}", None, 10)
+        quic = link._quic
+
+        async def open_one() -> int:
+            before, stream_id = len(opened), quic.get_next_available_stream_id()
+            quic.send_stream_data(stream_id, bytes([StreamKind.TRANSFER]) * 10)
+            link.transmit()
+            async with asyncio.timeout(10):
+                while len(opened) == before:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            return stream_id
+
+        for _ in range(3):
+            stream_id = await open_one()
+            quic.reset_stream(stream_id, 0)
+            link.transmit()
+            quic._streams_queue.remove(quic._streams.pop(stream_id))
+            quic._local_next_stream_id_bidi = stream_id
+            quic.send_stream_data(stream_id, bytes([StreamKind.TRANSFER]) * 500)  # once more, from its beginning
+            link.transmit()
+        await open_one()
+        assert len(opened) == 4 and not link.closed
+        await bad.close()
+        await server.close()
+
+    asyncio.run(main())
 
 
 def test_streams_of_unknown_kind_are_refused_and_the_link_lives(victim: Victim) -> None:

@@ -13,7 +13,7 @@ class Relay(asyncio.DatagramProtocol):
     def __init__(self, target: tuple[str, int], loss: float = 0.0, records: bool = False) -> None:
         self.sent: list[bytes] = []
         self._target, self._loss, self._records = target, loss, records
-        self._random = random.Random(1)
+        self.random = random.Random(1)
         self._client: Any = None
         self._outside: list[Any] = []
 
@@ -59,7 +59,7 @@ class Relay(asyncio.DatagramProtocol):
             self.inside.sendto(data, self._client)
 
     def _lost(self) -> bool:
-        return self._loss > 0 and self._random.random() < self._loss
+        return self._loss > 0 and self.random.random() < self._loss
 
 
 class _Outside(asyncio.DatagramProtocol):
