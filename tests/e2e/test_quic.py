@@ -306,13 +306,13 @@ def test_handshakes_survive_loss() -> None:
         echo, client = await started(stack), await started(stack)
 
         async def dial(seed: int) -> None:
-            relay = await relay_to(stack, echo.endpoint.port, 0.1)
+            relay = await relay_to(stack, echo.endpoint.port, 0.05)
             relay.random.seed(seed)
             link = await client.endpoint.dial(join_address(*relay.address), None, 10)
             link.close("it works")
 
         async with asyncio.TaskGroup() as group:
-            for seed in range(100):
+            for seed in range(150):
                 group.create_task(dial(seed))
 
     run(work, 60)
