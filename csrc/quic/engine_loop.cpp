@@ -45,8 +45,8 @@ size_t padding(picoquic_cnx_t * cnx, std::span<uint8_t> datagram, size_t length)
         return 0;
     }
     size_t n = PICOQUIC_ENFORCED_INITIAL_MTU - length;
-    if (!cnx->client_mode &&
-        !cnx->initial_validated) { // at most three times what came (RFC 9000 section 8.1)
+    if (!cnx->client_mode && !cnx->initial_validated) {
+        // at most three times what came (RFC 9000 section 8.1)
         if (cnx->initial_data_sent + n > 3 * cnx->initial_data_received) {
             return 0;
         }
@@ -341,10 +341,8 @@ int Engine::called(picoquic_cnx_t * cnx, uint64_t stream_id, uint8_t * bytes, si
     if (context == nullptr) {
         return 0; // nobody to tell
     }
-    if (context == engine) {
-        return event == picoquic_callback_ready
-                   ? -1
-                   : 0; // -1 ends a connection without a proof, if one comes so far
+    if (context == engine) { // of a stranger that has proved no key; if it comes so far, -1 ends it
+        return event == picoquic_callback_ready ? -1 : 0;
     }
     auto * link = static_cast<Link *>(context);
     int result = link->called(stream_id, bytes, length, event, static_cast<Stream *>(stream));
