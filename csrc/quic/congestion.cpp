@@ -48,8 +48,10 @@ void notify(picoquic_cnx_t * cnx, picoquic_path_t * path, picoquic_congestion_no
 } // namespace
 
 const picoquic_congestion_algorithm_t * with_room_for_messages(const std::string & name) {
-    static std::mutex lock;
-    static std::map<std::string, std::unique_ptr<Roomy>> known; // picoquic keeps pointers to them
+    // picoquic keeps pointers to them: never freed, since a thread of an engine may outlive the end of
+    // main().
+    static auto & lock = *new std::mutex;
+    static auto & known = *new std::map<std::string, std::unique_ptr<Roomy>>;
     std::lock_guard guard(lock);
     if (known.empty()) {
         picoquic_register_all_congestion_control_algorithms();

@@ -24,6 +24,7 @@ struct EngineTesting {
         });
         done.get_future().wait();
     }
+    static void post(Engine & engine, std::function<void()> work) { engine.post(std::move(work)); }
     static picoquic_cnx_t * connection(Engine & engine, uint64_t link) {
         auto found = engine.live_.find(link);
         return found == engine.live_.end() || found->second->closed() ? nullptr : found->second->cnx();
@@ -116,15 +117,37 @@ struct Pair {
         sendto(raw, data.data(), data.size(), 0, reinterpret_cast<sockaddr *>(&to), sizeof(to));
     }
 
+    /// The attacker's own state is not to follow from frames that picoquic did not make: it would free, for
+    /// one, a connection id in use when the peer acknowledges that it was retired.
+    void forget_frames(uint64_t first_packet) {
+        auto * cnx = EngineTesting::connection(attacker, link);
+        if (cnx == nullptr) {
+            return;
+        }
+        while (cnx->first_misc_frame != nullptr) {
+            picoquic_delete_misc_or_dg(&cnx->first_misc_frame, &cnx->last_misc_frame, cnx->first_misc_frame);
+        }
+        auto * packet = cnx->pkt_ctx[picoquic_packet_context_application].pending_first;
+        for (; packet != nullptr; packet = packet->packet_next) {
+            if (packet->sequence_number >= first_packet) {
+                std::memset(packet->bytes + packet->offset, picoquic_frame_type_padding,
+                            packet->length - packet->offset);
+            }
+        }
+    }
+
     void frames(Input data) {
         if (!linked() || data.empty()) {
             return;
         }
         EngineTesting::run(attacker, [&] {
             if (auto * cnx = EngineTesting::connection(attacker, link)) {
+                uint64_t first = cnx->pkt_ctx[picoquic_packet_context_application].send_sequence;
                 picoquic_queue_misc_frame(cnx, data.data(), std::min<size_t>(data.size(), 1100), 0,
                                           picoquic_packet_context_application);
                 picoquic_reinsert_by_wake_time(cnx->quic, cnx, picoquic_get_quic_time(cnx->quic));
+                // After they are sent, and before it can read an acknowledgement of them.
+                EngineTesting::post(attacker, [this, first] { forget_frames(first); });
             }
         });
         usleep(200);
@@ -158,7 +181,7 @@ struct Pair {
             int ends[2];
             if (socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0) {
                 engine.splice(stream, ends[0]);
-                [[maybe_unused]] ssize_t n = ::write(ends[1], zeros.data(), amount * 10);
+                ::send(ends[1], zeros.data(), amount * 10, MSG_NOSIGNAL);
                 ::close(ends[1]);
             }
             break;
