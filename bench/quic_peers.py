@@ -32,8 +32,8 @@ import uvloop
 from aioquic.quic.configuration import QuicConfiguration
 from cryptography.hazmat.primitives import serialization
 
-from meshllm.mesh.identity import make_identity
-from meshllm.mesh.transport import Link, Stream, StreamKind, engine_named
+from meshllm.quic.identity import make_identity
+from meshllm.quic.transport import Link, Stream, StreamKind, engine_named
 
 CHUNK = 1 << 18
 MB, PIECE = 1e6, 4_000_000

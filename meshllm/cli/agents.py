@@ -10,7 +10,7 @@ from typing import Any
 import click
 import orjson
 
-from meshllm.cli.ask_node import ask_node, port_option
+from meshllm.cli.control import ask_node, port_option
 from meshllm.errors import MeshLlmError
 
 _PROVIDER = "mesh-llm"

@@ -9,7 +9,7 @@ import click
 
 from meshllm import __version__
 from meshllm.cli.agents import agents
-from meshllm.cli.ask_node import status, token
+from meshllm.cli.control import status, token
 from meshllm.cli.download import download
 from meshllm.cli.drop import drop
 from meshllm.cli.serve import serve

@@ -140,9 +140,9 @@ def serve(**options: object) -> None:
     if config.stages and (config.join or config.client or config.split):
         raise click.UsageError("--stage names device servers by hand and goes without a mesh")
     if config.stages:
-        from meshllm.cli.by_hand import serve_by_hand as work
+        from meshllm.cli.static_stages import serve_by_hand as work
     else:
-        from meshllm.cli.run_node import serve_node as work
+        from meshllm.cli.node import serve_node as work
     runner()(work(config))
 
 

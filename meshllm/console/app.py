@@ -13,7 +13,7 @@ from aiohttp import web
 
 from meshllm.api import Access, Target, make_app
 from meshllm.api.errors import error_response
-from meshllm.console.board import Board
+from meshllm.console.feed import Board
 from meshllm.console.metrics import render
 from meshllm.errors import MeshLlmError
 

@@ -1,7 +1,7 @@
 """llama-server: its command line, its life, and what it tells."""
 
 from meshllm.engine.binaries import Binaries, find_binaries
-from meshllm.engine.plan import EnginePlan, Speculation, Stage, StageServer, plan_engine
+from meshllm.engine.launch import EnginePlan, Speculation, Stage, StageServer, plan_engine
 from meshllm.engine.process import LeashedProcess
 from meshllm.engine.supervisor import Engine, EngineState
 

@@ -17,7 +17,7 @@ from typing import IO
 
 from meshllm import rpc
 from meshllm.engine.counters import Counters, LinkState, read_counters
-from meshllm.engine.plan import EnginePlan
+from meshllm.engine.launch import EnginePlan
 from meshllm.engine.process import LeashedProcess
 from meshllm.errors import EngineError, MeshLlmError
 

@@ -24,12 +24,12 @@ from support import lab as netlab
 from support.relay import Relay
 
 from meshllm.errors import MeshLlmError
-from meshllm.mesh.identity import make_identity
-from meshllm.mesh.native_quic import NativeEndpoint
-from meshllm.mesh.quic import QuicEndpoint
-from meshllm.mesh.quic_link import QuicLink
+from meshllm.quic.identity import make_identity
+from meshllm.quic.native import NativeEndpoint
+from meshllm.quic.aio_endpoint import QuicEndpoint
+from meshllm.quic.aio_link import QuicLink
 from meshllm.mesh.token import join_address
-from meshllm.mesh.transport import ALPN, ENGINES, Link, MakeTransport, Stream, StreamKind
+from meshllm.quic.transport import ALPN, ENGINES, Link, MakeTransport, Stream, StreamKind
 
 MEGABYTES = 100  # each way
 PIECE = 1_000_000

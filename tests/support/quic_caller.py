@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from meshllm.mesh.identity import make_identity
-from meshllm.mesh.transport import StreamKind, engine_named
+from meshllm.quic.identity import make_identity
+from meshllm.quic.transport import StreamKind, engine_named
 
 MESSAGE = bytes(20_000)
 

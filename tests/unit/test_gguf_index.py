@@ -359,7 +359,7 @@ def stubtest(folder: Path, module: str, extra: str = "") -> subprocess.Completed
     )
 
 
-@pytest.mark.parametrize("module", ["meshllm.rpc._native", "meshllm.mesh._quic"])
+@pytest.mark.parametrize("module", ["meshllm.rpc._native", "meshllm.quic._quic"])
 def test_the_stub_says_what_the_extension_has(tmp_path: Path, module: str) -> None:
     result = stubtest(tmp_path, module)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -14,13 +14,13 @@ import pytest
 from support.relay import Relay
 
 from meshllm.errors import MeshError, MeshLlmError, TransportError
-from meshllm.mesh import network
+from meshllm.mesh import mesh as network
 from meshllm.mesh.announcement import Announcement
 from meshllm.mesh.hello import Credentials
-from meshllm.mesh.identity import Identity, make_identity
-from meshllm.mesh.network import Mesh
+from meshllm.quic.identity import Identity, make_identity
+from meshllm.mesh.mesh import Mesh
 from meshllm.mesh.token import Token, join_address, make_ticket
-from meshllm.mesh.transport import Link, Stream, StreamKind, Transport, engine_named
+from meshllm.quic.transport import Link, Stream, StreamKind, Transport, engine_named
 
 MESH, SECRET = "ab" * 16, b"s" * 16
 Work = Callable[["Bench"], Awaitable[None]]

@@ -9,10 +9,10 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meshllm.mesh import plan
+from meshllm.mesh import groups as plan
 from meshllm.mesh.announcement import Announcement, ModelInfo, Role, Serving
-from meshllm.mesh.devotion import make_plan
-from meshllm.mesh.plan import MAX_RTT_MS, Assignment, Why, needed_bytes
+from meshllm.mesh.placement import make_plan
+from meshllm.mesh.groups import MAX_RTT_MS, Assignment, Why, needed_bytes
 
 GB = 10**9
 BIG = ModelInfo("big", "ab" * 32, 50 * GB, 64)

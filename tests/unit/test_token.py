@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from meshllm.errors import IdentityError, MeshError, MeshLlmError, ProtocolError, TokenError
 from meshllm.mesh import hello
 from meshllm.mesh.hello import Credentials
-from meshllm.mesh.identity import IdentityFile, make_identity, node_id_of
-from meshllm.mesh.state import KnownMesh, MeshState
+from meshllm.quic.identity import IdentityFile, make_identity, node_id_of
+from meshllm.mesh.known_meshes import KnownMesh, MeshState
 from meshllm.mesh.token import Token, decode, encode, join_address, make_ticket, split_address, why_refused
 
 MESH, SECRET, NODE, OTHER = "ab" * 16, b"s" * 16, "cd" * 32, "ef" * 32

@@ -10,7 +10,7 @@ import orjson
 
 from meshllm import rpc
 from meshllm.engine.binaries import Binaries
-from meshllm.engine.split import assign_layers, tensor_split
+from meshllm.engine.layers import assign_layers, tensor_split
 from meshllm.errors import EngineError
 from meshllm.models.store import Model
 

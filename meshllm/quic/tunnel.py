@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from meshllm.errors import MeshLlmError
-from meshllm.mesh.transport import Stream
+from meshllm.quic.transport import Stream
 
 _BACKLOG = 128
 _RETRY_S = 0.1

@@ -16,15 +16,15 @@ from meshllm.api.latencies import Latencies
 from meshllm.api.proxy import ENGINE_PATH, MODEL_HEADER
 from meshllm.api.routing import Affinity, Candidate, Loads, find_model
 from meshllm.mesh.announcement import ModelInfo
-from meshllm.mesh.bridge import Doors
-from meshllm.mesh.network import Mesh
-from meshllm.mesh.plan import Assignment, Why
+from meshllm.quic.tunnel import Doors
+from meshllm.mesh.mesh import Mesh
+from meshllm.mesh.groups import Assignment, Why
 from meshllm.mesh.rates import RequestRates
-from meshllm.mesh.transport import StreamKind
-from meshllm.status import checked_engine
+from meshllm.quic.transport import StreamKind
+from meshllm.node.status import checked_engine
 
 if TYPE_CHECKING:
-    from meshllm.worker import Worker
+    from meshllm.node.worker import Worker
 
 _POLL_S = 0.1
 _TELL_S = 2.0  # for a host to tell of its engine

@@ -18,23 +18,23 @@ from meshllm import __version__
 from meshllm.api.routing import Ask, find_model
 from meshllm.errors import MeshError, MeshLlmError
 from meshllm.mesh.announcement import MAX_MODELS, Announcement, ModelInfo, Role, Serving
-from meshllm.mesh.bridge import Doors, serve_stream
-from meshllm.mesh.devotion import dropped, make_plan
+from meshllm.quic.tunnel import Doors, serve_stream
+from meshllm.mesh.placement import dropped, make_plan
 from meshllm.mesh.hello import Credentials
-from meshllm.mesh.identity import Identity, random_hex
-from meshllm.mesh.network import Mesh, own_addresses
-from meshllm.mesh.plan import Assignment, Group, Why, has_model, within_reach
+from meshllm.quic.identity import Identity, random_hex
+from meshllm.mesh.mesh import Mesh, own_addresses
+from meshllm.mesh.groups import Assignment, Group, Why, has_model, within_reach
 from meshllm.mesh.rates import differ
-from meshllm.mesh.state import KnownMesh, MeshState
+from meshllm.mesh.known_meshes import KnownMesh, MeshState
 from meshllm.mesh.token import MESH_ID_BYTES, SECRET_BYTES, Token, make_ticket
 from meshllm.mesh.token import encode as encode_token
-from meshllm.mesh.transport import Link, Stream, StreamKind, engine_named
-from meshllm.router import Router, in_gb, waiting_line
-from meshllm.status import describe_model, describe_node
+from meshllm.quic.transport import Link, Stream, StreamKind, engine_named
+from meshllm.node.router import Router, in_gb, waiting_line
+from meshllm.node.status import describe_model, describe_node
 
 if TYPE_CHECKING:
-    from meshllm.supply import Supply
-    from meshllm.worker import StageDoor, Worker
+    from meshllm.node.files import Supply
+    from meshllm.node.worker import StageDoor, Worker
 
 _SETTLE_S = 0.3  # changes that come together make one plan
 _JOIN_SETTLE_S = 1.0  # before a joiner's first plan: it hears of the others and their distance
@@ -364,7 +364,7 @@ class Node:
             stream.abort()
 
     def _stage_door(self, node_id: str) -> StageDoor:
-        from meshllm.worker import StageDoor
+        from meshllm.node.worker import StageDoor
 
         name = f"peer-{node_id[:16]}.sock"
         return StageDoor(self._mesh.name_of(node_id), self.folder / name, f"unix:{name}")

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from meshllm.errors import TransportError
-from meshllm.mesh.identity import Identity
+from meshllm.quic.identity import Identity
 
 ALPN = "mesh-llm/1"
 IDLE_TIMEOUT_S = 20.0
@@ -114,7 +114,7 @@ ENGINES = ("native", "aioquic")
 
 def has_native() -> bool:
     """Whether the compiled engine is part of this installation."""
-    return importlib.util.find_spec("meshllm.mesh._quic") is not None
+    return importlib.util.find_spec("meshllm.quic._quic") is not None
 
 
 def default_engine(client: bool) -> str:
@@ -127,9 +127,9 @@ def engine_named(name: str) -> MakeTransport:
     if name == "native":
         if not has_native():
             raise TransportError("this installation is without the native QUIC engine; --quic aioquic does without")
-        from meshllm.mesh.native_quic import NativeEndpoint
+        from meshllm.quic.native import NativeEndpoint
 
         return NativeEndpoint
-    from meshllm.mesh.quic import QuicEndpoint
+    from meshllm.quic.aio_endpoint import QuicEndpoint
 
     return QuicEndpoint

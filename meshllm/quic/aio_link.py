@@ -14,9 +14,9 @@ from aioquic.quic import events
 
 from meshllm.errors import MeshLlmError, TransportError
 from meshllm.mesh.token import join_address
-from meshllm.mesh.transport import HANDSHAKE_TIMEOUT_S, KEEP_ALIVE_S, StreamKind
-from meshllm.mesh.tuned_aioquic import TICK_S, WINDOW_STEP, MeshQuic
-from meshllm.mesh.udp import Datagram
+from meshllm.quic.transport import HANDSHAKE_TIMEOUT_S, KEEP_ALIVE_S, StreamKind
+from meshllm.quic.aio_tuning import TICK_S, WINDOW_STEP, MeshQuic
+from meshllm.quic.udp import Datagram
 
 _WRITE_AHEAD = 1 << 20  # bytes held for one stream until they are acknowledged
 _CLOSE_CODE = 0x100

@@ -18,12 +18,12 @@ import psutil
 from meshllm.errors import MeshError, MeshLlmError, ProtocolError, TransportError
 from meshllm.mesh import hello
 from meshllm.mesh.announcement import MAX_PEERS, Announcement, Role
-from meshllm.mesh.framing import read_framed, write_framed
+from meshllm.quic.framing import read_framed, write_framed
 from meshllm.mesh.hello import Credentials
-from meshllm.mesh.identity import Identity, random_hex
+from meshllm.quic.identity import Identity, random_hex
 from meshllm.mesh.membership import MAX_MESSAGE_BYTES, Membership
 from meshllm.mesh.token import Token, join_address
-from meshllm.mesh.transport import Link, MakeTransport, Stream, StreamKind
+from meshllm.quic.transport import Link, MakeTransport, Stream, StreamKind
 
 _DIAL_TIMEOUT_S = 5.0
 _STAGGER_S = 0.15  # between the addresses of one node, as RFC 8305 does it

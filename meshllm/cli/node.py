@@ -14,17 +14,17 @@ from aiohttp import web
 
 from meshllm.api import Access, make_app, make_inner_app
 from meshllm.cli.agents import NO_KEY, OWN_KEY, launch_lines, snippets
-from meshllm.cli.endpoint import access_of, bind, serving, until_signal, url_of
+from meshllm.cli.http import access_of, bind, serving, until_signal, url_of
 from meshllm.cli.output import Output, open_engine_log
 from meshllm.cli.serve import ServeConfig
 from meshllm.console import make_console
 from meshllm.errors import MeshLlmError
-from meshllm.mesh.identity import Identity, IdentityFile, data_folder, make_identity
-from meshllm.mesh.state import MeshState
+from meshllm.quic.identity import Identity, IdentityFile, data_folder, make_identity
+from meshllm.mesh.known_meshes import MeshState
 from meshllm.mesh.token import Token, decode, join_address, split_address
-from meshllm.mesh.transport import default_engine
-from meshllm.node import Node, NodeConfig, default_name
-from meshllm.router import InnerEngine
+from meshllm.quic.transport import default_engine
+from meshllm.node.node import Node, NodeConfig, default_name
+from meshllm.node.router import InnerEngine
 
 
 async def serve_node(config: ServeConfig) -> None:
@@ -39,7 +39,7 @@ async def serve_node(config: ServeConfig) -> None:
         identity, state = _identity(config, stack)
         worker = None
         if not config.client:
-            from meshllm.worker import Worker, WorkerConfig
+            from meshllm.node.worker import Worker, WorkerConfig
 
             worker_config = WorkerConfig(
                 config.model,

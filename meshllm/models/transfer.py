@@ -16,8 +16,8 @@ import orjson
 
 from meshllm.errors import MeshLlmError, ModelError, ProtocolError, TransportError
 from meshllm.mesh.announcement import ModelInfo
-from meshllm.mesh.framing import read_exactly, read_framed, write_framed
-from meshllm.mesh.transport import Stream
+from meshllm.quic.framing import read_exactly, read_framed, write_framed
+from meshllm.quic.transport import Stream
 from meshllm.models.pieces import (
     PIECE_BYTES,
     Assembly,

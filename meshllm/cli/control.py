@@ -54,7 +54,7 @@ def parse_time(text: str | None) -> float:
 
 
 async def ask_node(port: int, method: str, path: str, body: object | None = None) -> Any:
-    from meshllm.cli.run_node import control_socket
+    from meshllm.cli.node import control_socket
 
     socket = control_socket(port)
     try:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from meshllm.mesh.announcement import Announcement, ModelInfo, Role
-from meshllm.mesh.plan import Assignment, assign, has_model, needed_bytes, will_fetch, within_reach
+from meshllm.mesh.groups import Assignment, assign, has_model, needed_bytes, will_fetch, within_reach
 
 _BUSY_PER_MIN = 6.0  # requests to one server; below, more servers are of no use
 _MUCH_MORE = 4.0  # than the other model's servers would get: moving back would need sixteen times as much

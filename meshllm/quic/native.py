@@ -15,9 +15,9 @@ from collections.abc import Callable
 from cryptography.hazmat.primitives import serialization
 
 from meshllm.errors import TransportError
-from meshllm.mesh import _quic
-from meshllm.mesh.identity import Identity
-from meshllm.mesh.transport import (
+from meshllm.quic import _quic
+from meshllm.quic.identity import Identity
+from meshllm.quic.transport import (
     ALPN,
     HANDSHAKE_TIMEOUT_S,
     IDLE_TIMEOUT_S,
@@ -26,7 +26,7 @@ from meshllm.mesh.transport import (
     StreamHandler,
     StreamKind,
 )
-from meshllm.mesh.udp import bind_error, resolve
+from meshllm.quic.udp import bind_error, resolve
 
 _RAW = serialization.Encoding.Raw, serialization.PrivateFormat.Raw, serialization.NoEncryption()
 _WRITE = 1 << 20  # bytes handed over at once

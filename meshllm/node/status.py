@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from meshllm.mesh.announcement import Announcement
-from meshllm.mesh.plan import Assignment
-from meshllm.mesh.transport import Link
+from meshllm.mesh.groups import Assignment
+from meshllm.quic.transport import Link
 
 
 def describe_node(node: Announcement, state: str, link: Link | None) -> dict[str, Any]:
