@@ -33,7 +33,8 @@ from aioquic.quic.configuration import QuicConfiguration
 from cryptography.hazmat.primitives import serialization
 
 from meshllm.quic.identity import make_identity
-from meshllm.quic.transport import Link, Stream, StreamKind, engine_named
+from meshllm.quic.stacks import engine_named
+from meshllm.quic.transport import Link, Stream, StreamKind
 
 CHUNK = 1 << 18
 MB, PIECE = 1e6, 4_000_000

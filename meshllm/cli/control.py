@@ -1,61 +1,19 @@
-"""`mesh-llm status` and `mesh-llm token`: questions to the node that runs on this machine."""
+"""Questions to the node that runs on this machine, over its control socket."""
 
 from __future__ import annotations
 
-import asyncio
-import re
-import sys
 from typing import Any
 
 import aiohttp
 import click
-import orjson
 
 from meshllm.errors import MeshLlmError
-
-_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+from meshllm.paths import control_socket
 
 port_option = click.option("--port", default=9337, show_default=True, help="API port of the node.")
 
 
-@click.command("status")
-@port_option
-@click.option("--json", "as_json", is_flag=True, help="All of it, for programs.")
-def status(port: int, as_json: bool) -> None:
-    """Nodes, roles, distances, memory, split, and the state of the engine."""
-    answer = asyncio.run(ask_node(port, "GET", "/status"))
-    if as_json:
-        sys.stdout.buffer.write(orjson.dumps(answer, option=orjson.OPT_INDENT_2) + b"\n")
-    else:
-        click.echo("\n".join(describe(answer)))
-
-
-@click.command("token")
-@port_option
-@click.option("--expires", metavar="TIME", help="How long it admits, such as 30m, 24h or 7d; default: for ever.")
-@click.option("--revoke", metavar="TOKEN", help="Let this token admit nobody any more.")
-def token(port: int, expires: str | None, revoke: str | None) -> None:
-    """Print an invite token for the mesh."""
-    if revoke:
-        asyncio.run(ask_node(port, "POST", "/revoke", {"token": revoke}))
-        click.echo("revoked: whoever has joined with it stays, nobody else can use it")
-    else:
-        click.echo(asyncio.run(ask_node(port, "POST", "/token", {"expires_s": parse_time(expires)}))["token"])
-
-
-def parse_time(text: str | None) -> float:
-    """Seconds; 0 for None."""
-    if text is None:
-        return 0.0
-    match = re.fullmatch(r"(\d+)([smhd])", text.strip().lower())
-    if not match or int(match[1]) == 0:
-        raise click.BadParameter("write a number and s, m, h or d, such as 24h", param_hint="--expires")
-    return float(int(match[1]) * _UNITS_S[match[2]])
-
-
 async def ask_node(port: int, method: str, path: str, body: object | None = None) -> Any:
-    from meshllm.cli.node import control_socket
-
     socket = control_socket(port)
     try:
         async with (
@@ -68,66 +26,3 @@ async def ask_node(port: int, method: str, path: str, body: object | None = None
     if response.status != 200:
         raise MeshLlmError(str(answer.get("error")))
     return answer
-
-
-def describe(answer: dict[str, Any]) -> list[str]:
-    """Lines for people."""
-    lines = [f"mesh {answer['mesh_id'][:8]}, UDP port {answer['port']}, mesh-llm {answer['version']}", ""]
-    for model in answer["models"]:
-        lines += _describe_model(model, {n["id"]: n for n in answer["nodes"]})
-    rows = [("node", "role", "state", "RTT", "memory", "sent", "received", "device")]
-    for node in answer["nodes"]:
-        rtt = "-" if node["rtt_ms"] is None else f"{node['rtt_ms']:.0f} ms"
-        moved = [f"{node[k] / 1e6:.1f} MB" for k in ("bytes_sent", "bytes_received")]
-        memory = f"{node['memory_bytes'] / 1e9:.1f} GB"
-        rows.append((node["name"], node["role"], node["state"], rtt, memory, *moved, node["device"]))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    engine = answer["engine"]
-    if engine:
-        lines += ["", f"engine here: {engine['state']}{': ' + engine['reason'] if engine['reason'] else ''}"]
-        lines += [_describe_stage(stage) for stage in engine["stages"]]
-        if engine["speculation"]:
-            lines.append(_describe_speculation(engine["speculation"]))
-    return lines
-
-
-def _describe_speculation(speculation: dict[str, Any]) -> str:
-    line = f"  draft {speculation['draft']}, {speculation['n_max']} tokens at a time"
-    if drafted := speculation["drafted"]:
-        line += f": {speculation['accepted'] / drafted:.0%} accepted, {speculation['tokens_per_step']} tokens a step"
-    return line
-
-
-def _describe_stage(stage: dict[str, Any]) -> str:
-    counters = stage["counters"]
-    line = f"  {stage['name']}: {stage['n_layers']} layers"
-    if counters:
-        read, sent = (counters[f"weight_bytes_{how}"] / 1e6 for how in ("local", "sent"))
-        line += f", weights {read:.0f} MB from its disk and {sent:.0f} MB over the network"
-        line += f", results pushed {counters['pushes']}, relayed {counters['relays']}"
-    return line
-
-
-def _describe_model(model: dict[str, Any], nodes: dict[str, Any]) -> list[str]:
-    need, have = model["need_bytes"] / 1e9, model["have_bytes"] / 1e9
-    if not model["groups"]:
-        head = f"{model['name']}: waiting for more peers: need {need:.1f} GB, have {have:.1f} GB"
-        return [head, *_reasons(model, nodes), ""]
-    lines = []
-    for group in model["groups"]:
-        names = [nodes[i]["name"] if i in nodes else i[:10] for i in (*group["stages"], group["host"])]
-        parts = ", ".join(f"{name} {share:.0%}" for name, share in zip(names, group["shares"], strict=True))
-        host = nodes.get(group["host"], {})
-        ready = any(s["ready"] for s in host.get("serving", ()))
-        lines.append(f"{model['name']}: {'ready' if ready else 'loading'} on {parts} (host last)")
-    return [*lines, *_reasons(model, nodes), ""]
-
-
-def _reasons(model: dict[str, Any], nodes: dict[str, Any]) -> list[str]:
-    lines = []
-    for node_id, why in model["reasons"].items():
-        if node := nodes.get(node_id):
-            part = node["fetching"].get(model["fingerprint"])
-            lines.append(f"  {node['name']}: {why}{f' ({part:.0%})' if part is not None else ''}")
-    return lines

@@ -10,6 +10,7 @@ import click
 from meshllm import rpc
 from meshllm.cli.output import Output
 from meshllm.models.store import Store, resolve
+from meshllm.units import GB, in_gb
 
 _LOG_INTERVAL_S = 0.5
 
@@ -50,11 +51,11 @@ def device_server(
         devices,
         [(model.fingerprint(), model.files) for model in offered],
         threads=threads,
-        memory_limit_bytes=int((max_vram or 0) * 1e9),
+        memory_limit_bytes=int((max_vram or 0) * GB),
         allow_remote=allow_remote,
     )
     names = ", ".join(model.name for model in offered) or "none"
-    lent = ", ".join(f"{d.name} ({d.memory_free / 1e9:.1f} GB)" for d in server.devices)
+    lent = ", ".join(f"{d.name} ({in_gb(d.memory_free)})" for d in server.devices)
     output.say(f"listening on {server.address}; devices: {lent}; models: {names}")
     while not stop.wait(_LOG_INTERVAL_S):
         for line in server.take_log():

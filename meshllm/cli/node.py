@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import socket
 import time
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -15,16 +14,19 @@ from aiohttp import web
 from meshllm.api import Access, make_app, make_inner_app
 from meshllm.cli.agents import NO_KEY, OWN_KEY, launch_lines, snippets
 from meshllm.cli.http import access_of, bind, serving, until_signal, url_of
+from meshllm.cli.options import ServeConfig
 from meshllm.cli.output import Output, open_engine_log
-from meshllm.cli.serve import ServeConfig
 from meshllm.console import make_console
 from meshllm.errors import MeshLlmError
-from meshllm.quic.identity import Identity, IdentityFile, data_folder, make_identity
 from meshllm.mesh.known_meshes import MeshState
-from meshllm.mesh.token import Token, decode, join_address, split_address
-from meshllm.quic.transport import default_engine
+from meshllm.mesh.token import Token, decode
 from meshllm.node.node import Node, NodeConfig, default_name
 from meshllm.node.router import InnerEngine
+from meshllm.paths import control_socket, data_folder
+from meshllm.quic.address import join_address, split_address
+from meshllm.quic.identity import Identity, IdentityFile, make_identity
+from meshllm.quic.stacks import default_engine
+from meshllm.units import GB
 
 
 async def serve_node(config: ServeConfig) -> None:
@@ -49,7 +51,7 @@ async def serve_node(config: ServeConfig) -> None:
                 config.draft_tokens,
                 config.device,
                 config.threads,
-                int((config.max_vram or 0) * 1e9),
+                int((config.max_vram or 0) * GB),
                 config.bin_dir,
                 config.engine_args,
             )
@@ -145,13 +147,6 @@ async def _announce(node: Node, token: Token | None, told: _Told, output: Output
     output.say(f"the API is at {told.url}")
     for line in launch_lines(told.url, [model.name for model in node.router.served()], told.key):
         output.say(line)
-
-
-def control_socket(port: int) -> Path:
-    """Where the node behind this API port answers to its user."""
-    folder = data_folder() / "run"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    return folder / f"{port}.sock"
 
 
 def _control_app(node: Node, told: _Told) -> web.Application:

@@ -12,11 +12,11 @@ from meshllm.api import Access, Ask, Place, Served, make_app
 from meshllm.api.latencies import Latencies
 from meshllm.api.routing import find_model
 from meshllm.cli.http import access_of, bind, serving, until_signal, url_of
+from meshllm.cli.options import ServeConfig
 from meshllm.cli.output import Output, open_engine_log
-from meshllm.cli.serve import ServeConfig
-from meshllm.node.drafts import Drafting
 from meshllm.engine import Engine, StageServer, find_binaries, plan_engine
 from meshllm.models.store import resolve
+from meshllm.node.drafts import Drafting
 
 _STAGE_TIMEOUT_S = 10.0
 

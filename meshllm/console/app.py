@@ -23,6 +23,7 @@ GUARD_HEADER = "X-Mesh-LLM-Console"
 _FILES = {
     "index.html": "text/html",
     "style.css": "text/css",
+    "api.js": "text/javascript",
     "app.js": "text/javascript",
     "view.js": "text/javascript",
     "chat.js": "text/javascript",

@@ -8,11 +8,9 @@ import enum
 import os
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import IO
 
 from meshllm import rpc
@@ -20,13 +18,13 @@ from meshllm.engine.counters import Counters, LinkState, read_counters
 from meshllm.engine.launch import EnginePlan
 from meshllm.engine.process import LeashedProcess
 from meshllm.errors import EngineError, MeshLlmError
+from meshllm.paths import private_folder, remove_stale_folders
 
 _POLL_S = 0.2
 _PROBE_INTERVAL_S, _PROBE_TIMEOUT_S = 0.5, 2.0
 _FIRST_BACKOFF_S, _LAST_BACKOFF_S = 0.5, 30.0
 _STEADY_S = 60.0  # healthy for so long, a crash counts as the first again
 _MAX_FAILED_STARTS = 3
-_FOLDER_PREFIX = "mesh-llm-"
 _DRAFT_LINE = re.compile(r"draft acceptance = \S+ \(\s*(\d+) accepted /\s*(\d+) generated\), mean len =\s+([\d.]+)")
 _SPEED_LINE = re.compile(r"print_timing: .*\| +(prompt )?eval time = +([\d.]+) ms / +(\d+) tokens")
 _CONTEXT_LINE = re.compile(r"llama_context: n_ctx +=\s+(\d+)")
@@ -68,7 +66,7 @@ class Engine:
         self._tokens = {"prompt": 0, "generated": 0}
         self._drafted, self._accepted, self._steps = 0, 0, 0.0
         remove_stale_folders()
-        self._folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-"))
+        self._folder = private_folder()
         self.socket = self._folder / "engine.sock"
         self._counters_path = self._folder / "counters.bin"
 
@@ -277,15 +275,3 @@ class Engine:
         expected = sum(stage.weight_bytes for stage in self.plan.stages)
         percent = min(100, 100 * loaded // expected) if expected else 100
         self._progress(f"loading {self.plan.model.name}: {percent} %{self._where()}")
-
-
-def remove_stale_folders() -> None:
-    """What an mesh-llm that was killed has left behind."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER_PREFIX}[0-9]*-*"):
-        pid = folder.name.removeprefix(_FOLDER_PREFIX).split("-")[0]
-        try:
-            os.kill(int(pid), 0)
-        except ProcessLookupError:
-            shutil.rmtree(folder, ignore_errors=True)
-        except (ValueError, PermissionError):
-            continue

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from meshllm.errors import ProtocolError
-from meshllm.mesh.token import split_address
+from meshllm.quic.address import split_address
 
 _T = TypeVar("_T")
 

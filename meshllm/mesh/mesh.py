@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import random
 import time
 from collections import deque
@@ -13,17 +12,16 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import psutil
-
 from meshllm.errors import MeshError, MeshLlmError, ProtocolError, TransportError
 from meshllm.mesh import hello
 from meshllm.mesh.announcement import MAX_PEERS, Announcement, Role
-from meshllm.quic.framing import read_framed, write_framed
 from meshllm.mesh.hello import Credentials
-from meshllm.quic.identity import Identity, random_hex
 from meshllm.mesh.membership import MAX_MESSAGE_BYTES, Membership
-from meshllm.mesh.token import Token, join_address
+from meshllm.mesh.token import Token
+from meshllm.quic.framing import read_framed, write_framed
+from meshllm.quic.identity import Identity, random_hex
 from meshllm.quic.transport import Link, MakeTransport, Stream, StreamKind
+from meshllm.units import short_id
 
 _DIAL_TIMEOUT_S = 5.0
 _STAGGER_S = 0.15  # between the addresses of one node, as RFC 8305 does it
@@ -300,7 +298,7 @@ class Mesh:
             return link
         peer = self._peers.setdefault(peer_id, _Peer())
         if peer.dialling is None:
-            peer.dialling = self._spawn(partial(self._dial_member, peer_id), f"dial {peer_id[:10]}")
+            peer.dialling = self._spawn(partial(self._dial_member, peer_id), f"dial {short_id(peer_id)}")
         if peer.dialling is not None:
             await asyncio.wait({peer.dialling}, timeout=2 * _DIAL_TIMEOUT_S)
             peer.dialling = None if peer.dialling is None or peer.dialling.done() else peer.dialling
@@ -316,7 +314,7 @@ class Mesh:
 
     def name_of(self, peer_id: str) -> str:
         member = self.membership.member(peer_id)
-        return (member.announcement.name if member else "") or peer_id[:10]
+        return (member.announcement.name if member else "") or short_id(peer_id)
 
     def _keep_links(self, now: float) -> None:
         """Workers are linked with each other, so that their RTTs are known; links to the dead are given up."""
@@ -334,7 +332,7 @@ class Mesh:
                     wait_s = 0 if self._me < node_id or peer.next_dial else _REDIAL_S
                     peer.next_dial = now + (wait_s or _REDIAL_S)
                     if not wait_s:
-                        self._spawn(partial(self._try_link, node_id), f"link {node_id[:10]}")
+                        self._spawn(partial(self._try_link, node_id), f"link {short_id(node_id)}")
         if not self._admitted and self.bootstrap and now >= self._next_bootstrap:
             self._next_bootstrap = now + 2 * _REDIAL_S
             self._spawn(self._rejoin, "rejoin")
@@ -398,7 +396,7 @@ class Mesh:
             peer.wake.set()
             if self._best(peer) is None and peer.dialling is None and time.monotonic() >= peer.next_dial:
                 peer.next_dial = time.monotonic() + _REDIAL_S
-                self._spawn(partial(self._try_link, peer_id), f"link {peer_id[:10]}")
+                self._spawn(partial(self._try_link, peer_id), f"link {short_id(peer_id)}")
         if self.membership.changed:
             self.membership.changed = False
             self.changed.set()
@@ -427,20 +425,3 @@ def _differ(old: dict[str, float], new: dict[str, float]) -> bool:
     if old.keys() != new.keys():
         return True
     return any(abs(new[i] - old[i]) > max(2.0, old[i] / 3) for i in new)
-
-
-def own_addresses(port: int, observed: str = "") -> list[str]:
-    """Where others may find this node, best first: the address others have seen, the local ones, loopback last."""
-    public: list[str] = [observed] if observed else []
-    local: list[str] = []
-    bridges: list[str] = []
-    for name, entries in psutil.net_if_addrs().items():
-        for entry in entries:
-            with contextlib.suppress(ValueError):
-                ip = ipaddress.ip_address(entry.address.partition("%")[0])
-                if ip.is_loopback or ip.is_link_local or ip.is_multicast or ip.is_unspecified:
-                    continue
-                bridge = name.startswith(("docker", "br-", "veth", "virbr", "cni"))
-                (bridges if bridge else local).append(join_address(str(ip), port))
-    found = [*local[:12], *public, *bridges[:4], join_address("127.0.0.1", port)]
-    return list(dict.fromkeys(found))

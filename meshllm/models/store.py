@@ -11,8 +11,9 @@ from pathlib import Path
 from meshllm import rpc
 from meshllm.errors import GgufError, ModelError
 from meshllm.models.catalog import CATALOG
-from meshllm.models.folders import PART, default_file, find_models, models_folder
+from meshllm.models.folders import PART, default_file, find_models
 from meshllm.models.names import base_of, entry_of, matching, nearest
+from meshllm.paths import models_folder
 
 
 @dataclass(frozen=True)

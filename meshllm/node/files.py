@@ -12,14 +12,14 @@ from pathlib import Path
 from meshllm.engine import LeashedProcess
 from meshllm.errors import MeshLlmError, ModelError
 from meshllm.mesh.announcement import MAX_MODELS, ModelInfo
-from meshllm.mesh.mesh import Mesh
 from meshllm.mesh.groups import MAX_RTT_MS, has_model, will_fetch
-from meshllm.quic.transport import Stream, StreamKind
+from meshllm.mesh.mesh import Mesh
 from meshllm.models.download import can_be_had
 from meshllm.models.folders import tidy
 from meshllm.models.names import matching
 from meshllm.models.store import Model, Store, load_model
 from meshllm.models.transfer import Fetch
+from meshllm.quic.transport import Stream, StreamKind
 
 _SCAN_S = 10.0
 _TOLD_STEP = 0.1  # of what comes, between announcements

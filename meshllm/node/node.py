@@ -7,30 +7,32 @@ import contextlib
 import os
 import shutil
 import socket
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meshllm import __version__
 from meshllm.api.routing import Ask, find_model
 from meshllm.errors import MeshError, MeshLlmError
 from meshllm.mesh.announcement import MAX_MODELS, Announcement, ModelInfo, Role, Serving
-from meshllm.quic.tunnel import Doors, serve_stream
-from meshllm.mesh.placement import dropped, make_plan
-from meshllm.mesh.hello import Credentials
-from meshllm.quic.identity import Identity, random_hex
-from meshllm.mesh.mesh import Mesh, own_addresses
 from meshllm.mesh.groups import Assignment, Group, Why, has_model, within_reach
-from meshllm.mesh.rates import differ
+from meshllm.mesh.hello import Credentials
 from meshllm.mesh.known_meshes import KnownMesh, MeshState
+from meshllm.mesh.mesh import Mesh
+from meshllm.mesh.placement import dropped, make_plan
+from meshllm.mesh.rates import differ
 from meshllm.mesh.token import MESH_ID_BYTES, SECRET_BYTES, Token, make_ticket
 from meshllm.mesh.token import encode as encode_token
-from meshllm.quic.transport import Link, Stream, StreamKind, engine_named
-from meshllm.node.router import Router, in_gb, waiting_line
+from meshllm.node.router import Router, waiting_line
 from meshllm.node.status import describe_model, describe_node
+from meshllm.paths import private_folder
+from meshllm.quic.address import own_addresses
+from meshllm.quic.identity import Identity, random_hex
+from meshllm.quic.stacks import engine_named
+from meshllm.quic.transport import Link, Stream, StreamKind
+from meshllm.quic.tunnel import Doors, serve_stream
+from meshllm.units import in_gb
 
 if TYPE_CHECKING:
     from meshllm.node.files import Supply
@@ -40,7 +42,6 @@ _SETTLE_S = 0.3  # changes that come together make one plan
 _JOIN_SETTLE_S = 1.0  # before a joiner's first plan: it hears of the others and their distance
 _POLL_S = 0.1
 _SAVE_S = 5.0
-FOLDER_PREFIX = "mesh-llm-"
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Node:
         self._state = state
         self._worker = worker
         self._say = say
-        self.folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-"))
+        self.folder = private_folder()
         self._doors = Doors()
         self._mesh = Mesh(
             identity, self._credentials(), self._announcement(), self._stream, say, engine_named(config.quic)

@@ -16,12 +16,13 @@ from meshllm.api.latencies import Latencies
 from meshllm.api.proxy import ENGINE_PATH, MODEL_HEADER
 from meshllm.api.routing import Affinity, Candidate, Loads, find_model
 from meshllm.mesh.announcement import ModelInfo
-from meshllm.quic.tunnel import Doors
-from meshllm.mesh.mesh import Mesh
 from meshllm.mesh.groups import Assignment, Why
+from meshllm.mesh.mesh import Mesh
 from meshllm.mesh.rates import RequestRates
-from meshllm.quic.transport import StreamKind
 from meshllm.node.status import checked_engine
+from meshllm.quic.transport import StreamKind
+from meshllm.quic.tunnel import Doors
+from meshllm.units import in_gb
 
 if TYPE_CHECKING:
     from meshllm.node.worker import Worker
@@ -236,7 +237,3 @@ def waiting_line(assignment: Assignment, plan: Sequence[Assignment]) -> str:
     need, have = assignment.need_bytes, assignment.have_bytes
     which = f" for {assignment.model.name}" if len(plan) > 1 else ""
     return f"Waiting for more peers{which}: need {in_gb(need)}, have {in_gb(have)}"
-
-
-def in_gb(n_bytes: int) -> str:
-    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"

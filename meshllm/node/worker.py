@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import IO
 
 from meshllm import rpc
-from meshllm.node.drafts import Drafting
 from meshllm.engine import (
     Engine,
     EnginePlan,
@@ -23,11 +22,12 @@ from meshllm.engine import (
 )
 from meshllm.errors import EngineError, MeshLlmError
 from meshllm.mesh.announcement import ModelInfo
-from meshllm.mesh.mesh import Mesh
 from meshllm.mesh.groups import Group
+from meshllm.mesh.mesh import Mesh
 from meshllm.models.download import can_be_had
 from meshllm.models.store import Model, NotOnDiskError, Store, resolve
 from meshllm.models.transfer import Sharing
+from meshllm.node.drafts import Drafting
 from meshllm.node.files import Supply, model_info, model_infos
 
 RESERVE = 0.1  # of a device's memory, for the KV cache and compute buffers

@@ -7,12 +7,10 @@ certificates, and the first byte of a stream that says its kind.
 from __future__ import annotations
 
 import enum
-import importlib.util
 import socket
 from collections.abc import Callable
 from typing import Protocol
 
-from meshllm.errors import TransportError
 from meshllm.quic.identity import Identity
 
 ALPN = "mesh-llm/1"
@@ -108,28 +106,3 @@ class Transport(Protocol):
 LinkHandler = Callable[[Link], None]
 StreamHandler = Callable[[Link, StreamKind, Stream], None]
 MakeTransport = Callable[[Identity, LinkHandler, StreamHandler], Transport]
-
-ENGINES = ("native", "aioquic")
-
-
-def has_native() -> bool:
-    """Whether the compiled engine is part of this installation."""
-    return importlib.util.find_spec("meshllm.quic._quic") is not None
-
-
-def default_engine(client: bool) -> str:
-    """A lite client moves little, and does without compiled code."""
-    return "native" if has_native() and not client else "aioquic"
-
-
-def engine_named(name: str) -> MakeTransport:
-    """One of ENGINES. Raises TransportError when it is not installed."""
-    if name == "native":
-        if not has_native():
-            raise TransportError("this installation is without the native QUIC engine; --quic aioquic does without")
-        from meshllm.quic.native import NativeEndpoint
-
-        return NativeEndpoint
-    from meshllm.quic.aio_endpoint import QuicEndpoint
-
-    return QuicEndpoint

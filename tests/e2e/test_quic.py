@@ -24,12 +24,13 @@ from support import lab as netlab
 from support.relay import Relay
 
 from meshllm.errors import MeshLlmError
-from meshllm.quic.identity import make_identity
-from meshllm.quic.native import NativeEndpoint
+from meshllm.quic.address import join_address
 from meshllm.quic.aio_endpoint import QuicEndpoint
 from meshllm.quic.aio_link import QuicLink
-from meshllm.mesh.token import join_address
-from meshllm.quic.transport import ALPN, ENGINES, Link, MakeTransport, Stream, StreamKind
+from meshllm.quic.identity import make_identity
+from meshllm.quic.native import NativeEndpoint
+from meshllm.quic.stacks import ENGINES
+from meshllm.quic.transport import ALPN, Link, MakeTransport, Stream, StreamKind
 
 MEGABYTES = 100  # each way
 PIECE = 1_000_000

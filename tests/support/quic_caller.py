@@ -6,7 +6,8 @@ import asyncio
 import sys
 
 from meshllm.quic.identity import make_identity
-from meshllm.quic.transport import StreamKind, engine_named
+from meshllm.quic.stacks import engine_named
+from meshllm.quic.transport import StreamKind
 
 MESSAGE = bytes(20_000)
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshllm.mesh.announcement import Announcement, ModelInfo, Role, Serving
-from meshllm.mesh.placement import make_plan, wanted_models
 from meshllm.mesh.groups import Why
+from meshllm.mesh.placement import make_plan, wanted_models
 
 GB = 10**9
 A, B, C = (ModelInfo(name, name * 64, 4 * GB, 32) for name in "abc")

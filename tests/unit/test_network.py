@@ -17,10 +17,12 @@ from meshllm.errors import MeshError, MeshLlmError, TransportError
 from meshllm.mesh import mesh as network
 from meshllm.mesh.announcement import Announcement
 from meshllm.mesh.hello import Credentials
-from meshllm.quic.identity import Identity, make_identity
 from meshllm.mesh.mesh import Mesh
-from meshllm.mesh.token import Token, join_address, make_ticket
-from meshllm.quic.transport import Link, Stream, StreamKind, Transport, engine_named
+from meshllm.mesh.token import Token, make_ticket
+from meshllm.quic.address import join_address
+from meshllm.quic.identity import Identity, make_identity
+from meshllm.quic.stacks import engine_named
+from meshllm.quic.transport import Link, Stream, StreamKind, Transport
 
 MESH, SECRET = "ab" * 16, b"s" * 16
 Work = Callable[["Bench"], Awaitable[None]]

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from meshllm.mesh import groups as plan
 from meshllm.mesh.announcement import Announcement, ModelInfo, Role, Serving
-from meshllm.mesh.placement import make_plan
 from meshllm.mesh.groups import MAX_RTT_MS, Assignment, Why, needed_bytes
+from meshllm.mesh.placement import make_plan
 
 GB = 10**9
 BIG = ModelInfo("big", "ab" * 32, 50 * GB, 64)

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from meshllm.errors import IdentityError, MeshError, MeshLlmError, ProtocolError, TokenError
 from meshllm.mesh import hello
 from meshllm.mesh.hello import Credentials
-from meshllm.quic.identity import IdentityFile, make_identity, node_id_of
 from meshllm.mesh.known_meshes import KnownMesh, MeshState
-from meshllm.mesh.token import Token, decode, encode, join_address, make_ticket, split_address, why_refused
+from meshllm.mesh.token import Token, decode, encode, make_ticket, why_refused
+from meshllm.quic.address import join_address, split_address
+from meshllm.quic.identity import IdentityFile, make_identity, node_id_of
 
 MESH, SECRET, NODE, OTHER = "ab" * 16, b"s" * 16, "cd" * 32, "ef" * 32
 TICKET = make_ticket(SECRET, MESH, "12" * 16)

@@ -1,0 +1,15 @@
+"""How numbers and ids are written for people."""
+
+from __future__ import annotations
+
+GB = 10**9
+
+
+def in_gb(n_bytes: float) -> str:
+    """Two digits that tell: "12.3 GB", "340 MB"."""
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
+
+
+def short_id(node_id: str) -> str:
+    """Enough of a node id to tell nodes apart."""
+    return node_id[:10]
