@@ -9,11 +9,11 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from meshllm.api.latencies import Latencies
-from meshllm.api.routing import Ask
+from meshllm.api.routing import RequestInfo
 
 
 @dataclass(frozen=True)
-class Place:
+class Upstream:
     """A server for one request, at a Unix socket. Use as `with` for as long as the request is in work.
 
     `headers` go with the request; `report` gets what the server says of its load, `failed` is told when it cannot be
@@ -27,7 +27,7 @@ class Place:
     report: Callable[[int], None] = lambda _busy: None
     failed: Callable[[], None] = lambda: None
 
-    def __enter__(self) -> Place:
+    def __enter__(self) -> Upstream:
         self.begin()
         return self
 
@@ -47,14 +47,14 @@ class Served:
     n_layers: int
 
 
-class Hosts(Protocol):
+class Target(Protocol):
     """Who serves requests now."""
 
-    def reason_for(self, ask: Ask) -> str:
+    def reason_for(self, info: RequestInfo) -> str:
         """Why nobody serves it."""
         ...
 
-    async def place_for(self, ask: Ask, timeout_s: float) -> Place | None:
+    async def acquire(self, info: RequestInfo, timeout_s: float) -> Upstream | None:
         """Waits for one; None when there will be none in time. Raises UnknownModelError."""
         ...
 
@@ -63,7 +63,7 @@ class Hosts(Protocol):
         ...
 
 
-class Target(Hosts, Protocol):
+class PublicTarget(Target, Protocol):
     """What the endpoint of people and programs asks."""
 
     @property
@@ -73,7 +73,7 @@ class Target(Hosts, Protocol):
 
     def served(self) -> list[Served]: ...
 
-    def note_request(self, ask: Ask) -> None:
+    def note_request(self, info: RequestInfo) -> None:
         """A request came that wants a model's answer."""
         ...
 
@@ -82,7 +82,7 @@ class Target(Hosts, Protocol):
         ...
 
 
-class OwnEngine(Hosts, Protocol):
+class PeerTarget(Target, Protocol):
     """What the endpoint of other nodes asks: of the engine of this one."""
 
     @property

@@ -11,21 +11,21 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from meshllm.api import Access, make_app, make_inner_app
+from meshllm.api import Access, make_app, make_peer_app
 from meshllm.cli.agents import NO_KEY, OWN_KEY, launch_lines, snippets
 from meshllm.cli.http import access_of, bind, serving, until_signal, url_of
 from meshllm.cli.options import ServeConfig
 from meshllm.cli.output import Output, open_engine_log
 from meshllm.console import make_console
 from meshllm.errors import MeshLlmError
-from meshllm.mesh.known_meshes import MeshState
+from meshllm.mesh.known_meshes import KnownMeshes
 from meshllm.mesh.token import Token, decode
 from meshllm.node.node import Node, NodeConfig, default_name
-from meshllm.node.router import InnerEngine
+from meshllm.node.router import LocalTarget
 from meshllm.paths import control_socket, data_folder
 from meshllm.quic.address import join_address, split_address
 from meshllm.quic.identity import Identity, IdentityFile, make_identity
-from meshllm.quic.stacks import default_engine
+from meshllm.quic.stacks import default_stack
 from meshllm.units import GB
 
 
@@ -55,17 +55,17 @@ async def serve_node(config: ServeConfig) -> None:
                 config.bin_dir,
                 config.engine_args,
             )
-            worker = Worker(worker_config, output.say, output.progress, log_file)
+            worker = Worker(worker_config, output.emit, output.progress, log_file)
         node_config = NodeConfig(
             config.name or default_name(),
             config.bind_port,
-            config.quic or default_engine(config.client),
+            config.quic or default_stack(config.client),
             _advertised(config),
             token,
             config.split,
             config.tensor_split or (),
         )
-        node = Node(node_config, identity, state, worker, output.say)
+        node = Node(node_config, identity, state, worker, output.emit)
         await until_signal(_run(node, token, listener, console, access_of(config), output))
 
 
@@ -80,10 +80,10 @@ def _advertised(config: ServeConfig) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _identity(config: ServeConfig, stack: contextlib.ExitStack) -> tuple[Identity, MeshState]:
+def _identity(config: ServeConfig, stack: contextlib.ExitStack) -> tuple[Identity, KnownMeshes]:
     """A client, and a second node of this user's on one machine, gets a name for this run only."""
     if config.client and config.identity is None:
-        return make_identity(), MeshState(None)
+        return make_identity(), KnownMeshes(None)
     path = config.identity or data_folder() / "identity.pem"
     file = IdentityFile(path)
     stack.callback(file.close)
@@ -91,8 +91,8 @@ def _identity(config: ServeConfig, stack: contextlib.ExitStack) -> tuple[Identit
     if identity is None:
         if config.identity:
             raise MeshLlmError(f"another mesh-llm uses the identity {path}; name another file with --identity")
-        return make_identity(), MeshState(None)
-    return identity, MeshState(path.with_name(path.name + ".mesh.json"))
+        return make_identity(), KnownMeshes(None)
+    return identity, KnownMeshes(path.with_name(path.name + ".mesh.json"))
 
 
 async def _run(
@@ -103,25 +103,25 @@ async def _run(
     access: Access,
     output: Output,
 ) -> None:
-    told = _Told(node, listener, access)
+    view = _NodeView(node, listener, access)
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(serving(make_app(node.router, access), listener))
-        inner = make_inner_app(InnerEngine(node.router))
+        inner = make_peer_app(LocalTarget(node.router))
         await stack.enter_async_context(serving(inner, node.folder / "api.sock"))
         if console:
-            await stack.enter_async_context(serving(make_console(told, node.router, access), console))
-            output.say(f"the console is at {url_of(console).removesuffix('/v1')}")
+            await stack.enter_async_context(serving(make_console(view, node.router, access), console))
+            output.emit(f"the console is at {url_of(console).removesuffix('/v1')}")
         with contextlib.suppress(OSError):  # a path that is too long: the node runs, `mesh-llm status` does not
             where = control_socket(listener.getsockname()[1])
-            await stack.enter_async_context(serving(_control_app(node, told), where))
-        announced = asyncio.create_task(_announce(node, token, told, output), name="announce")
+            await stack.enter_async_context(serving(_control_app(node, view), where))
+        announced = asyncio.create_task(_announce(node, token, view, output), name="announce")
         try:
             await node.run()
         finally:
             announced.cancel()
 
 
-class _Told:
+class _NodeView:
     """What the node tells its user and the dashboard; only the command knows where its API is."""
 
     def __init__(self, node: Node, listener: socket.socket, access: Access) -> None:
@@ -137,21 +137,21 @@ class _Told:
         return status | {"api_port": self._port, "agents": snippets(self.url, status["served"], self.key)}
 
 
-async def _announce(node: Node, token: Token | None, told: _Told, output: Output) -> None:
+async def _announce(node: Node, token: Token | None, view: _NodeView, output: Output) -> None:
     await node.started.wait()
-    if told.open_to_all:
-        output.say(f"whoever reaches {told.url} may use it; --api-key KEY asks for a key")
+    if view.open_to_all:
+        output.emit(f"whoever reaches {view.url} may use it; --api-key KEY asks for a key")
     if token is None:
-        output.say(f"invite others: mesh-llm --join {node.make_token()}")
+        output.emit(f"invite others: mesh-llm --join {node.make_token()}")
     await node.router.wait_served()
-    output.say(f"the API is at {told.url}")
-    for line in launch_lines(told.url, [model.name for model in node.router.served()], told.key):
-        output.say(line)
+    output.emit(f"the API is at {view.url}")
+    for line in launch_lines(view.url, [model.name for model in node.router.served()], view.key):
+        output.emit(line)
 
 
-def _control_app(node: Node, told: _Told) -> web.Application:
+def _control_app(node: Node, view: _NodeView) -> web.Application:
     async def status(_request: web.Request) -> web.Response:
-        return web.json_response(body=orjson.dumps(await told.describe_all()))
+        return web.json_response(body=orjson.dumps(await view.describe_all()))
 
     async def token(request: web.Request) -> web.Response:
         try:

@@ -93,7 +93,7 @@ def serve(**options: object) -> None:
     if config.stages and (config.join or config.client or config.split):
         raise click.UsageError("--stage names device servers by hand and goes without a mesh")
     if config.stages:
-        from meshllm.cli.static_stages import serve_by_hand as work
+        from meshllm.cli.static_stages import serve_static_stages as work
     else:
         from meshllm.cli.node import serve_node as work
     runner()(work(config))

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import orjson
 from aiohttp import web
 
-from meshllm.api import Access, Target, make_app
+from meshllm.api import Access, PublicTarget, make_app
 from meshllm.api.errors import error_response
-from meshllm.console.feed import Board
+from meshllm.console.feed import Feed
 from meshllm.console.metrics import render
 from meshllm.errors import MeshLlmError
 
@@ -49,12 +49,12 @@ class ConsoleNode(Protocol):
     def drop(self, name: str, undo: bool) -> str: ...
 
 
-def make_console(node: ConsoleNode, target: Target, access: Access) -> web.Application:
-    board = Board(node.describe_all)
+def make_console(node: ConsoleNode, target: PublicTarget, access: Access) -> web.Application:
+    feed = Feed(node.describe_all)
     contents = {name: (files("meshllm.console") / "page" / name).read_bytes() for name in _FILES}
 
-    async def run_board(_app: web.Application) -> AsyncIterator[None]:
-        task = asyncio.create_task(board.run(), name="console board")
+    async def run_feed(_app: web.Application) -> AsyncIterator[None]:
+        task = asyncio.create_task(feed.run(), name="console board")
         yield
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -66,17 +66,17 @@ def make_console(node: ConsoleNode, target: Target, access: Access) -> web.Appli
     async def events(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
         await response.prepare(request)
-        board.viewers += 1
+        feed.viewers += 1
         try:
-            snapshot = await board.first()
+            snapshot = await feed.first()
             while True:
-                seen = board.version  # before the write, which may take a while
+                seen = feed.version  # before the write, which may take a while
                 await response.write(b"data: " + snapshot + b"\n\n")
-                while not await board.after(seen, _KEEP_ALIVE_S):
+                while not await feed.after(seen, _KEEP_ALIVE_S):
                     await response.write(b": still here\n\n")
-                snapshot = board.snapshot
+                snapshot = feed.snapshot
         finally:
-            board.viewers -= 1
+            feed.viewers -= 1
 
     async def token(request: web.Request) -> web.StreamResponse:
         if refused := _guarded(request):
@@ -114,7 +114,7 @@ def make_console(node: ConsoleNode, target: Target, access: Access) -> web.Appli
         web.get("/metrics", metrics),
     ]
     app = make_app(target, access, routes, public=("/", *(f"/{name}" for name in _FILES)))
-    app.cleanup_ctx.append(run_board)
+    app.cleanup_ctx.append(run_feed)
     return app
 
 

@@ -11,7 +11,7 @@ import orjson
 _INTERVAL_S = 1.0
 
 
-class Board:
+class Feed:
     """`describe` gives the state as JSON. `run` until cancelled; the rest meanwhile."""
 
     def __init__(self, describe: Callable[[], Awaitable[dict[str, Any]]]) -> None:

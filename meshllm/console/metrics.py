@@ -69,8 +69,8 @@ class _Status(Collector):
 
     def _requests(self) -> Iterable[Metric]:
         for name, text in (("first_byte", "To the first byte of an answer"), ("answer", "To the end of an answer")):
-            told = self._status["latencies"][name]
+            histogram = self._status["latencies"][name]
             family = HistogramMetricFamily(f"mesh_llm_request_{name}_seconds", text)
-            buckets = [(str(bound), count) for bound, count in told["buckets"]]
-            family.add_metric([], [*buckets, ("+Inf", told["count"])], told["sum"])
+            buckets = [(str(bound), count) for bound, count in histogram["buckets"]]
+            family.add_metric([], [*buckets, ("+Inf", histogram["count"])], histogram["sum"])
             yield family

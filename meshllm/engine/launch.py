@@ -63,7 +63,7 @@ class Speculation:
 
 
 @dataclass(frozen=True)
-class EnginePlan:
+class LaunchSpec:
     model: Model
     binaries: Binaries
     stages: tuple[Stage, ...]
@@ -96,7 +96,7 @@ class EnginePlan:
         )
 
 
-def plan_engine(
+def make_launch_spec(
     model: Model,
     binaries: Binaries,
     servers: Sequence[StageServer],
@@ -104,7 +104,7 @@ def plan_engine(
     host_device: str | None,
     extra_args: Sequence[str],
     speculation: Speculation | None = None,
-) -> EnginePlan:
+) -> LaunchSpec:
     """`servers` in the order of the layers. Raises EngineError.
 
     `split` has one number per stage, and may have one more for the host's own share of layers; without it the stages
@@ -130,7 +130,7 @@ def plan_engine(
         stages.append(Stage(*where, index, device.description, n, has_model, weight_bytes))
         first += n
     device_name = host_device or _best_device()
-    return EnginePlan(model, binaries, tuple(stages), layers[-1], device_name, tuple(extra_args), speculation)
+    return LaunchSpec(model, binaries, tuple(stages), layers[-1], device_name, tuple(extra_args), speculation)
 
 
 def _layer_bytes(model: Model) -> list[int]:

@@ -15,7 +15,7 @@ from typing import IO
 
 from meshllm import rpc
 from meshllm.engine.counters import Counters, LinkState, read_counters
-from meshllm.engine.launch import EnginePlan
+from meshllm.engine.launch import LaunchSpec
 from meshllm.engine.process import LeashedProcess
 from meshllm.errors import EngineError, MeshLlmError
 from meshllm.paths import private_folder, remove_stale_folders
@@ -42,21 +42,21 @@ class EngineState(enum.StrEnum):
 class Engine:
     """One model, served. `run()` lives as long as the engine should; the rest may be asked meanwhile.
 
-    `say` gets one line per event, `progress` the present step of loading.
+    `emit` gets one line per event, `progress` the present step of loading.
     """
 
     def __init__(
         self,
-        plan: EnginePlan,
-        say: Callable[[str], None],
+        spec: LaunchSpec,
+        emit: Callable[[str], None],
         progress: Callable[[str], None],
         log_file: IO[str] | None = None,
     ) -> None:
-        self.plan = plan
+        self.spec = spec
         self.state = EngineState.STARTING
         self.restarts = 0
         self.reason = ""  # why it is not ready
-        self._say = say
+        self._emit = emit
         self._progress = progress
         self._log_file = log_file
         self.first_ready = asyncio.Event()
@@ -86,22 +86,22 @@ class Engine:
 
     @property
     def stage_lost(self) -> bool:
-        return bool(self.plan.stages) and self.counters().state is LinkState.LOST
+        return bool(self.spec.stages) and self.counters().state is LinkState.LOST
 
     def describe(self) -> dict[str, object]:
         """For GET /mesh/status."""
-        plan, counters = self.plan, self.counters()
+        spec, counters = self.spec, self.counters()
         stages = [
             asdict(stage) | {"counters": counters.stages[i] if i < len(counters.stages) else {}}
-            for i, stage in enumerate(plan.stages)
+            for i, stage in enumerate(spec.stages)
         ]
-        model = {"name": plan.model.name, "size_bytes": plan.model.size_bytes, "n_layers": plan.model.n_layers}
+        model = {"name": spec.model.name, "size_bytes": spec.model.size_bytes, "n_layers": spec.model.n_layers}
         return {
             "state": str(self.state),
             "reason": self.reason,
             "restarts": self.restarts,
             "model": model,
-            "host": {"device": plan.host_device, "n_layers": plan.host_layers},
+            "host": {"device": spec.host_device, "n_layers": spec.host_layers},
             "stages": stages,
             "n_ctx": self._n_ctx,
             "tokens": self._tokens,
@@ -111,7 +111,7 @@ class Engine:
 
     def _describe_speculation(self) -> dict[str, object] | None:
         """`tokens_per_step`: how many a verified batch yields, one without drafts; 0 before the first request."""
-        if (speculation := self.plan.speculation) is None:
+        if (speculation := self.spec.speculation) is None:
             return None
         return {
             "draft": speculation.draft.name if speculation.draft else "ngram",
@@ -124,8 +124,8 @@ class Engine:
     async def run(self) -> None:
         """Returns only by cancellation, or raises EngineError when the model cannot be served here."""
         backoff_s, failed_starts = _FIRST_BACKOFF_S, 0
-        for name in dict.fromkeys(stage.name for stage in self.plan.stages if not stage.has_model):
-            self._say(f"{name} does not have {self.plan.model.name}: its weights travel over the network")
+        for name in dict.fromkeys(stage.name for stage in self.spec.stages if not stage.has_model):
+            self._emit(f"{name} does not have {self.spec.model.name}: its weights travel over the network")
         try:
             while True:
                 began = time.monotonic()
@@ -136,10 +136,10 @@ class Engine:
                 else:
                     failed_starts = 0 if was_ready else failed_starts + 1
                     if failed_starts and (self.restarts == 0 or failed_starts >= _MAX_FAILED_STARTS):
-                        raise EngineError(f"cannot serve {self.plan.model.name}: {self.reason}")
+                        raise EngineError(f"cannot serve {self.spec.model.name}: {self.reason}")
                     if was_ready and time.monotonic() - began > _STEADY_S:
                         backoff_s = _FIRST_BACKOFF_S
-                    self._say(f"llama-server ended ({self.reason}); starting it again in {backoff_s:g} s")
+                    self._emit(f"llama-server ended ({self.reason}); starting it again in {backoff_s:g} s")
                     await asyncio.sleep(backoff_s)
                     backoff_s = min(2 * backoff_s, _LAST_BACKOFF_S)
                 self.restarts += 1
@@ -149,10 +149,10 @@ class Engine:
 
     def _environment(self) -> dict[str, str]:
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("GGML_BACKEND_PATH", "MESH_LLM_"))}
-        if self.plan.stages:
+        if self.spec.stages:
             config = self._folder / "backend.json"
-            config.write_bytes(self.plan.backend_config(self._counters_path))
-            environment["GGML_BACKEND_PATH"] = str(self.plan.binaries.backend)
+            config.write_bytes(self.spec.backend_config(self._counters_path))
+            environment["GGML_BACKEND_PATH"] = str(self.spec.binaries.backend)
             environment["MESH_LLM_BACKEND_CONFIG"] = str(config)
         return environment
 
@@ -162,9 +162,9 @@ class Engine:
         self._counters_path.write_bytes(bytes(8192))
         self._buffers.clear()
         self.state, self.reason = EngineState.LOADING, "the model is loading"
-        command = self.plan.command(self.socket)
+        command = self.spec.command(self.socket)
         process = LeashedProcess(
-            self.plan.binaries.leash,
+            self.spec.binaries.leash,
             command,
             self._environment(),
             self._read_line,
@@ -195,7 +195,7 @@ class Engine:
         self.state, self.reason = EngineState.READY, ""
         self._ready.set()
         self.first_ready.set()
-        self._say(f"ready: {self.plan.model.name}{self._where()}")
+        self._emit(f"ready: {self.spec.model.name}{self._where()}")
 
     def _note_end(self, process: LeashedProcess, status: int, was_ready: bool) -> None:
         self._ready.clear()
@@ -208,19 +208,19 @@ class Engine:
         else:
             self.reason = process.last_error()
         if lost:
-            self._say(self.reason)
+            self._emit(self.reason)
 
     async def _watch_stages(self) -> None:
         """Returns when the library reports a lost stage."""
         while True:
             await asyncio.sleep(_POLL_S)
             counters = self.counters()
-            if self.state is EngineState.LOADING and self.plan.stages:
+            if self.state is EngineState.LOADING and self.spec.stages:
                 self._report_loading(counters)
             if counters.state is LinkState.LOST:
                 self._ready.clear()
                 self.state, self.reason = EngineState.STAGE_LOST, counters.error
-                self._say(f"{counters.error}; requests fail until it is back")
+                self._emit(f"{counters.error}; requests fail until it is back")
                 return
 
     async def _let_errors_out(self, ended: asyncio.Task[int]) -> None:
@@ -234,7 +234,7 @@ class Engine:
                 await waiting
 
     async def _wait_for_stages(self) -> None:
-        missing = {stage.address for stage in self.plan.stages}
+        missing = {stage.address for stage in self.spec.stages}
         while missing:
             for address in sorted(missing):
                 with contextlib.suppress(MeshLlmError):
@@ -259,19 +259,19 @@ class Engine:
             self._steps += accepted / (mean_length - 1) if mean_length > 1 else 0.0
         elif match := _BUFFER_LINE.search(line):
             self._buffers[match[1]] = match[2]
-            if not self.plan.stages:
-                self._progress(f"loading {self.plan.model.name}{self._where()}")
+            if not self.spec.stages:
+                self._progress(f"loading {self.spec.model.name}{self._where()}")
 
     def _where(self) -> str:
         parts = []
         for device, size in self._buffers.items():
             number = device.removeprefix("STAGE")
-            stage = self.plan.stages[int(number)] if number.isdigit() else None
+            stage = self.spec.stages[int(number)] if number.isdigit() else None
             parts.append(f"{device} {stage.name}: {size}" if stage else f"{device}: {size}")
         return f" ({', '.join(parts)})" if parts else ""
 
     def _report_loading(self, counters: Counters) -> None:
         loaded = sum(c["weight_bytes_local"] + c["weight_bytes_sent"] for c in counters.stages)
-        expected = sum(stage.weight_bytes for stage in self.plan.stages)
+        expected = sum(stage.weight_bytes for stage in self.spec.stages)
         percent = min(100, 100 * loaded // expected) if expected else 100
-        self._progress(f"loading {self.plan.model.name}: {percent} %{self._where()}")
+        self._progress(f"loading {self.spec.model.name}: {percent} %{self._where()}")

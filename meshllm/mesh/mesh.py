@@ -50,7 +50,7 @@ class _Peer:
 
 
 class Mesh:
-    """`on_stream` gets streams of members (RPC, HTTP, TRANSFER); `say` one line per event.
+    """`on_stream` gets streams of members (RPC, HTTP, TRANSFER); `emit` one line per event.
 
     `changed` is set whenever the view may have changed.
     """
@@ -61,7 +61,7 @@ class Mesh:
         credentials: Credentials,
         me: Announcement,
         on_stream: Callable[[Link, StreamKind, Stream], None],
-        say: Callable[[str], None],
+        emit: Callable[[str], None],
         make_transport: MakeTransport,
     ) -> None:
         self.credentials = credentials
@@ -70,10 +70,10 @@ class Mesh:
         self.observed: str = ""  # this node's address as others see it
         self.bootstrap: list[tuple[str, str | None]] = []  # (address, node id) to try while nobody is linked
         self._on_stream = on_stream
-        self._say = say
+        self._emit = emit
         self._boot = random_hex(8)
         self._endpoint = make_transport(identity, self._incoming, self._stream_opened)
-        self._me = identity.node_id
+        self._self_id = identity.node_id
         self._peers: dict[str, _Peer] = {}
         self._admitted: dict[Link, float] = {}  # since when
         self._hellos: dict[Link, asyncio.Future[Stream]] = {}
@@ -103,7 +103,7 @@ class Mesh:
                 finally:
                     self._tasks = None  # a group that ends takes no more
         finally:
-            await self._say_goodbye()
+            await self._send_goodbye()
             await self._endpoint.close()
 
     async def _drive(self) -> None:
@@ -118,7 +118,7 @@ class Mesh:
             self._flush()
             await asyncio.sleep(_TICK_S)
 
-    async def _say_goodbye(self) -> None:
+    async def _send_goodbye(self) -> None:
         self.membership.leave()
         for peer_id, message in self.membership.outbox:
             peer = self._peers.get(peer_id)
@@ -140,7 +140,7 @@ class Mesh:
         except (MeshLlmError, TimeoutError):
             pass
         except Exception as error:
-            self._say(f"internal error, please report it: {name}: {error!r}")
+            self._emit(f"internal error, please report it: {name}: {error!r}")
 
     # --- joining ---
 
@@ -181,7 +181,7 @@ class Mesh:
         self._early[link] = []
         try:
             async with asyncio.timeout(_HELLO_TIMEOUT_S):
-                await write_framed(stream, hello.ask(self.credentials, self._me, self._boot))
+                await write_framed(stream, hello.ask(self.credentials, self._self_id, self._boot))
                 reply = await read_framed(stream, hello.MAX_HELLO_BYTES)
             welcome = hello.welcome(self.credentials, reply or b"", link.peer_id)
         except TimeoutError:
@@ -214,7 +214,7 @@ class Mesh:
                     self.credentials,
                     question or b"",
                     link.peer_id,
-                    self._me,
+                    self._self_id,
                     self._boot,
                     link.peer_address,
                     self.revoked(),
@@ -240,7 +240,7 @@ class Mesh:
         host, now = link.peer_address.rpartition(":")[0], time.monotonic()
         self._refused = {h: t for h, t in self._refused.items() if now - t < _REFUSAL_LOG_S}
         if host not in self._refused:
-            self._say(f"refused {link.peer_address}: {why}")
+            self._emit(f"refused {link.peer_address}: {why}")
         self._refused[host] = now
 
     def revoked(self) -> frozenset[str]:
@@ -249,7 +249,7 @@ class Mesh:
     # --- links ---
 
     def _admit(self, link: Link, boot: str) -> None:
-        if link.peer_id == self._me:
+        if link.peer_id == self._self_id:
             link.close("this is the same node")
             raise TransportError(f"{link.peer_address} is this node itself")
         peer = self._peers.setdefault(link.peer_id, _Peer())
@@ -261,7 +261,7 @@ class Mesh:
         self._admitted[link] = time.monotonic()
         peer.links.append(link)
         # When both dialled at once, both sides keep the one that the smaller id dialled; the other one ends unused.
-        peer.links.sort(key=lambda one: one.dialled != (self._me < one.peer_id))
+        peer.links.sort(key=lambda one: one.dialled != (self._self_id < one.peer_id))
         self._spawn(partial(self._watch, link, peer), f"link {link.peer_address}")
         peer.wake.set()
         if len(peer.links) == 1:
@@ -323,13 +323,13 @@ class Mesh:
             if member and not member.state.present and since < member.since:
                 link.close("thought dead")  # or it would wait for longer and longer between its own attempts
         me = self.membership.me
-        workers = [i for i, n in self.membership.present().items() if n.role is Role.WORKER and i != self._me]
+        workers = [i for i, n in self.membership.present().items() if n.role is Role.WORKER and i != self._self_id]
         if me.role is Role.WORKER and len(workers) <= _MAX_LINKED:
             for node_id in workers:
                 peer = self._peers.setdefault(node_id, _Peer())
                 if self._best(peer) is None and peer.dialling is None and now >= peer.next_dial:
                     # The smaller id dials; the other does when that takes too long, behind a NAT perhaps.
-                    wait_s = 0 if self._me < node_id or peer.next_dial else _REDIAL_S
+                    wait_s = 0 if self._self_id < node_id or peer.next_dial else _REDIAL_S
                     peer.next_dial = now + (wait_s or _REDIAL_S)
                     if not wait_s:
                         self._spawn(partial(self._try_link, node_id), f"link {short_id(node_id)}")

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from meshllm import __version__
-from meshllm.api.routing import Ask, find_model
+from meshllm.api.routing import RequestInfo, find_model
 from meshllm.errors import MeshError, MeshLlmError
 from meshllm.mesh.announcement import MAX_MODELS, Announcement, ModelInfo, Role, Serving
-from meshllm.mesh.groups import Assignment, Group, Why, has_model, within_reach
+from meshllm.mesh.groups import Group, Placement, StageStatus, has_model, within_reach
 from meshllm.mesh.hello import Credentials
-from meshllm.mesh.known_meshes import KnownMesh, MeshState
+from meshllm.mesh.known_meshes import KnownMesh, KnownMeshes
 from meshllm.mesh.mesh import Mesh
-from meshllm.mesh.placement import dropped, make_plan
+from meshllm.mesh.placement import dropped, place_models
 from meshllm.mesh.rates import differ
 from meshllm.mesh.token import MESH_ID_BYTES, SECRET_BYTES, Token, make_ticket
 from meshllm.mesh.token import encode as encode_token
@@ -29,14 +29,14 @@ from meshllm.node.status import describe_model, describe_node
 from meshllm.paths import private_folder
 from meshllm.quic.address import own_addresses
 from meshllm.quic.identity import Identity, random_hex
-from meshllm.quic.stacks import engine_named
+from meshllm.quic.stacks import stack_named
 from meshllm.quic.transport import Link, Stream, StreamKind
-from meshllm.quic.tunnel import Doors, serve_stream
+from meshllm.quic.tunnel import Tunnels, serve_stream
 from meshllm.units import in_gb
 
 if TYPE_CHECKING:
-    from meshllm.node.files import Supply
-    from meshllm.node.worker import StageDoor, Worker
+    from meshllm.node.files import ModelFiles
+    from meshllm.node.worker import StageAddress, Worker
 
 _SETTLE_S = 0.3  # changes that come together make one plan
 _JOIN_SETTLE_S = 1.0  # before a joiner's first plan: it hears of the others and their distance
@@ -48,7 +48,7 @@ _SAVE_S = 5.0
 class NodeConfig:
     name: str
     bind_port: int
-    quic: str  # one of mesh.transport.ENGINES
+    quic: str  # one of mesh.transport.STACKS
     advertise: tuple[str, ...]  # "host:port", before all other addresses
     token: Token | None
     split: bool
@@ -62,25 +62,25 @@ class Node:
         self,
         config: NodeConfig,
         identity: Identity,
-        state: MeshState,
+        state: KnownMeshes,
         worker: Worker | None,
-        say: Callable[[str], None],
+        emit: Callable[[str], None],
     ) -> None:
         self._config = config
-        self._id = identity.node_id
+        self._self_id = identity.node_id
         self._state = state
         self._worker = worker
-        self._say = say
+        self._emit = emit
         self.folder = private_folder()
-        self._doors = Doors()
+        self._tunnels = Tunnels()
         self._mesh = Mesh(
-            identity, self._credentials(), self._announcement(), self._stream, say, engine_named(config.quic)
+            identity, self._credentials(), self._announcement(), self._stream, emit, stack_named(config.quic)
         )
-        self.router = Router(self._mesh, self._doors, self.folder, worker, self.describe)
-        self._supply = worker.supply(self._mesh) if worker else None
+        self.router = Router(self._mesh, self._tunnels, self.folder, worker, self.describe)
+        self._files = worker.files(self._mesh) if worker else None
         self._group: Group | None = None
         self._engine_task: asyncio.Task[None] | None = None
-        self._said: dict[str, str] = {}
+        self._emitted: dict[str, str] = {}
         self._n_elections = 0
         self.started = asyncio.Event()
 
@@ -101,15 +101,15 @@ class Node:
         worker, config = self._worker, self._config
         known = self._state.meshes.get(self._state.own or "") if config.token is None else None
         if worker is None:
-            return Announcement(self._id, 1, config.name, Role.CLIENT)
+            return Announcement(self._self_id, 1, config.name, Role.CLIENT)
         return Announcement(
-            self._id,
+            self._self_id,
             1,
             config.name,
             Role.WORKER,
             device=worker.device_name(),
             memory_bytes=worker.memory_bytes(),
-            engine=worker.engine_version,
+            ggml_version=worker.ggml_version,
             models=worker.models,
             named=tuple(m.fingerprint for m in worker.named),
             wants=tuple(worker.named),
@@ -123,18 +123,18 @@ class Node:
         """Raises MeshLlmError when the mesh cannot be joined or the model cannot be served here."""
         try:
             self._mesh.start(self._config.bind_port)
-            async with self._doors, asyncio.TaskGroup() as group:
+            async with self._tunnels, asyncio.TaskGroup() as group:
                 if self._worker:
                     self._worker.start_server(self.folder / "device.sock")
                     group.create_task(self._worker.report(), name="device server log")
                 group.create_task(self._mesh.run(), name="mesh")
                 await self._enter()
-                if self._supply:
-                    group.create_task(self._supply.run(), name="supply")
-                    group.create_task(self._get_missing(self._supply), name="missing models")
+                if self._files:
+                    group.create_task(self._files.run(), name="supply")
+                    group.create_task(self._get_missing(self._files), name="missing models")
                 group.create_task(self._remember(), name="remember")
                 group.create_task(self._watch_engine(), name="watch engine")
-                await self._follow_plan()
+                await self._follow_placement()
         except* MeshLlmError as errors:
             raise _first(errors) from None
         finally:
@@ -159,7 +159,7 @@ class Node:
                     raise MeshError(f"cannot reach the mesh: {error}") from None
             mesh.bootstrap += [(address, i) for address, i in (known.peers if known else [])]
             if joined:
-                self._say(f"joined mesh {token.mesh[:8]}")
+                self._emit(f"joined mesh {token.mesh[:8]}")
         self._announce_addresses()
         self.started.set()
         if token:
@@ -178,7 +178,7 @@ class Node:
         """Where the members are and what is revoked, for the next start; what changes slowly, for the others."""
         while True:
             present = self._mesh.membership.present()
-            peers = [(a, i) for i, n in present.items() if i != self._id for a in n.addresses[:3]]
+            peers = [(a, i) for i, n in present.items() if i != self._self_id for a in n.addresses[:3]]
             credentials = self._mesh.credentials
             if credentials.secret:
                 known = self._state.meshes.setdefault(credentials.mesh, KnownMesh(credentials.secret))
@@ -194,17 +194,17 @@ class Node:
 
     # --- the plan ---
 
-    async def _follow_plan(self) -> None:
+    async def _follow_placement(self) -> None:
         try:
             while True:
                 self._mesh.changed.clear()
                 self._adopt()
-                await self._open_doors()
-                self.router.plan = make_plan(self._mesh.membership.present())
-                for assignment in self.router.plan:
-                    self._say_plan(assignment)
-                self._aim()
-                groups = [g for a in self.router.plan if (g := a.group_of(self._id))]
+                await self._open_tunnels()
+                self.router.placements = place_models(self._mesh.membership.present())
+                for placement in self.router.placements:
+                    self._emit_placement(placement)
+                self._want_file()
+                groups = [g for a in self.router.placements if (g := a.group_of(self._self_id))]
                 await self._run_group(groups[0] if groups else None)
                 await self._wait_for_change()
         finally:
@@ -228,12 +228,12 @@ class Node:
             task.result()
         except MeshLlmError as error:
             group, worker = self._group, self._worker
-            if not (group and worker and self._supply) or group.model in worker.named:
+            if not (group and worker and self._files) or group.model in worker.named:
                 raise
-            self._say(f"{error}; this node leaves the model to others")
+            self._emit(f"{error}; this node leaves the model to others")
             self._engine_task = self._group = None
             self._announce_serving(False)
-            self._supply.leave_out(group.model)
+            self._files.exclude(group.model)
 
     def _adopt(self) -> None:
         """What the mesh is asked for outlives who asked, while somebody has the file; drops outlive who dropped."""
@@ -251,25 +251,28 @@ class Node:
             for model in own.values():
                 if drops.get(model.fingerprint, 0) % 2:
                     line = f"{model.name} was dropped in this mesh: mesh-llm drop --undo {model.name} brings it back"
-                    self._say_once(model, line)
+                    self._emit_once(model, line)
 
-    def _aim(self) -> None:
+    def _want_file(self) -> None:
         """The file that this node should have: of the model that it is for, if it can be more than a stranger to it."""
-        if self._supply is None:
+        if self._files is None:
             return
-        mine = next((a for a in self.router.plan if a.reasons.get(self._id) not in (None, Why.OTHER_MODEL)), None)
+        mine = next(
+            (a for a in self.router.placements if a.reasons.get(self._self_id) not in (None, StageStatus.OTHER_MODEL)),
+            None,
+        )
         if mine:
             me, present = self._mesh.membership.me, self._mesh.membership.present()
-            owners = [n for i, n in present.items() if i != self._id and has_model(n, mine.model)]
+            owners = [n for i, n in present.items() if i != self._self_id and has_model(n, mine.model)]
             of_use = me.memory_bytes >= mine.need_bytes or (owners and within_reach(me, owners))
             mine = mine if of_use else None
-        self._supply.aim(mine.model if mine else None)
+        self._files.want(mine.model if mine else None)
 
-    async def _get_missing(self, supply: Supply) -> None:
+    async def _get_missing(self, files: ModelFiles) -> None:
         """What the user named and is not on disk. Raises ModelError."""
         assert self._worker
         for name, error in self._worker.missing.items():
-            self._worker.named.append(await supply.obtain(name, error))
+            self._worker.named.append(await files.obtain(name, error))
             self._mesh.changed.set()
 
     async def _run_group(self, group: Group | None) -> None:
@@ -292,8 +295,8 @@ class Node:
         self._announce_serving(False)
         if group and self._worker:
             self._n_elections += 1
-            doors = [self._stage_door(node_id) for node_id in group.stages]
-            self._engine_task = asyncio.create_task(self._worker.serve(group, doors), name="engine")
+            tunnels = [self._stage_address(node_id) for node_id in group.stages]
+            self._engine_task = asyncio.create_task(self._worker.serve(group, tunnels), name="engine")
 
     def _works(self) -> bool:
         """Whether the engine that runs can end what it has begun."""
@@ -304,7 +307,7 @@ class Node:
     def _still_a_stage(self, group: Group) -> bool:
         """Of another host: two models at once may be too much for the device's memory."""
         others = [n for i, n in self._mesh.membership.present().items() if i not in group.nodes]
-        return any(self._id in serving.stages for n in others for serving in n.serving)
+        return any(self._self_id in serving.stages for n in others for serving in n.serving)
 
     async def _stop_engine(self) -> None:
         if self._engine_task:
@@ -328,12 +331,12 @@ class Node:
                 if self.router.draining and not (self.router.busy and self._works()):
                     self._mesh.changed.set()
 
-    def _say_plan(self, assignment: Assignment) -> None:
+    def _emit_placement(self, placement: Placement) -> None:
         """One line for each new state of affairs."""
-        model = assignment.model
-        mine = assignment.group_of(self._id)
-        if not assignment.groups:
-            line = waiting_line(assignment, self.router.plan)
+        model = placement.model
+        mine = placement.group_of(self._self_id)
+        if not placement.groups:
+            line = waiting_line(placement, self.router.placements)
         elif mine:
             line = f"Elected as host ({in_gb(mine.memory_bytes)} available for a {in_gb(model.size_bytes)} model)"
             if mine.stages:
@@ -341,45 +344,47 @@ class Node:
                 shares = zip(parts, mine.shares, strict=True)
                 line += ": " + ", ".join(f"{name} {share:.2f}" for name, share in shares)
         else:
-            group = next((g for g in assignment.groups if self._id in g.stages), assignment.groups[0])
-            role = "a stage of" if self._id in group.stages else "an API client of"
+            group = next((g for g in placement.groups if self._self_id in g.stages), placement.groups[0])
+            role = "a stage of" if self._self_id in group.stages else "an API client of"
             line = f"{model.name} is served by {self._mesh.name_of(group.host)}; this node is {role} it"
-        self._say_once(model, line)
+        self._emit_once(model, line)
 
-    def _say_once(self, model: ModelInfo, line: str) -> None:
-        if self._said.get(model.fingerprint) != line:
-            self._said[model.fingerprint] = line
-            self._say(line)
+    def _emit_once(self, model: ModelInfo, line: str) -> None:
+        if self._emitted.get(model.fingerprint) != line:
+            self._emitted[model.fingerprint] = line
+            self._emit(line)
 
     # --- streams ---
 
     def _stream(self, link: Link, kind: StreamKind, stream: Stream) -> None:
         """A member wants something of this node."""
         if kind is StreamKind.RPC and self._worker:
-            self._doors.spawn(serve_stream(stream, self.folder / "device.sock"), f"rpc of {link.peer_address}")
+            self._tunnels.spawn(serve_stream(stream, self.folder / "device.sock"), f"rpc of {link.peer_address}")
         elif kind is StreamKind.HTTP and self._worker:
-            self._doors.spawn(serve_stream(stream, self.folder / "api.sock"), f"http of {link.peer_address}")
+            self._tunnels.spawn(serve_stream(stream, self.folder / "api.sock"), f"http of {link.peer_address}")
         elif kind is StreamKind.TRANSFER and self._worker:
-            self._doors.spawn(self._worker.sharing.serve(stream), f"transfer to {link.peer_address}")
+            self._tunnels.spawn(self._worker.sharing.serve(stream), f"transfer to {link.peer_address}")
         else:
             stream.abort()
 
-    def _stage_door(self, node_id: str) -> StageDoor:
-        from meshllm.node.worker import StageDoor
+    def _stage_address(self, node_id: str) -> StageAddress:
+        from meshllm.node.worker import StageAddress
 
         name = f"peer-{node_id[:16]}.sock"
-        return StageDoor(self._mesh.name_of(node_id), self.folder / name, f"unix:{name}")
+        return StageAddress(self._mesh.name_of(node_id), self.folder / name, f"unix:{name}")
 
-    async def _open_doors(self) -> None:
+    async def _open_tunnels(self) -> None:
         """One to the device server of every worker, for this host's engine and for this stage's pushes."""
         present = self._mesh.membership.present()
-        workers = {i for i, n in present.items() if n.role is Role.WORKER and i != self._id} if self._worker else set()
+        workers = (
+            {i for i, n in present.items() if n.role is Role.WORKER and i != self._self_id} if self._worker else set()
+        )
         wanted = {self.folder / f"peer-{i[:16]}.sock": i for i in workers}
         for path, node_id in wanted.items():
-            await self._doors.open(path, lambda i=node_id: self._mesh.open(i, StreamKind.RPC))  # type: ignore[misc]
+            await self._tunnels.open(path, lambda i=node_id: self._mesh.open(i, StreamKind.RPC))  # type: ignore[misc]
         for path in list(self.folder.glob("peer-*.sock")):
             if path not in wanted:
-                await self._doors.close(path)
+                await self._tunnels.close(path)
 
     # --- what it tells ---
 
@@ -390,16 +395,16 @@ class Node:
         return {
             "api": 1,
             "version": __version__,
-            "node_id": self._id,
+            "node_id": self._self_id,
             "mesh_id": self._mesh.credentials.mesh,
             "port": self._mesh.port,
             "nodes": nodes,
-            "models": [describe_model(a) for a in self.router.plan],
+            "models": [describe_model(a) for a in self.router.placements],
             "served": [m.name for m in self.router.served()],
             "dropped": sorted(f for f, count in self._mesh.membership.me.drops.items() if count % 2),
             "engine": self.router.describe_engine(),
             "device_server": self._worker.server_counters() if self._worker else {},
-            "reason": self.router.reason_for(Ask()),
+            "reason": self.router.reason_for(RequestInfo()),
             "counts": {"elections": self._n_elections, "failures": self._mesh.membership.n_failures},
             "latencies": self.router.latencies.describe(),
         }
@@ -428,7 +433,7 @@ class Node:
             raise MeshError("this node is not yet a member of the mesh")
         expires = int(time.time() + expires_s) if expires_s else 0
         ticket = make_ticket(credentials.secret, credentials.mesh, random_hex(16), expires)
-        return encode_token(Token(credentials.mesh, self._id, self._addresses(), ticket))
+        return encode_token(Token(credentials.mesh, self._self_id, self._addresses(), ticket))
 
     def revoke(self, token: Token) -> None:
         revoked = self._mesh.membership.me.revoked

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
-from meshllm.api import Ask, Place, Served, UnknownModelError
+from meshllm.api import RequestInfo, Served, UnknownModelError, Upstream
 from meshllm.api.latencies import Latencies
 from meshllm.api.proxy import ENGINE_PATH, MODEL_HEADER
 from meshllm.api.routing import Affinity, Candidate, Loads, find_model
 from meshllm.mesh.announcement import ModelInfo
-from meshllm.mesh.groups import Assignment, Why
+from meshllm.mesh.groups import Placement, StageStatus
 from meshllm.mesh.mesh import Mesh
 from meshllm.mesh.rates import RequestRates
 from meshllm.node.status import checked_engine
 from meshllm.quic.transport import StreamKind
-from meshllm.quic.tunnel import Doors
+from meshllm.quic.tunnel import Tunnels
 from meshllm.units import in_gb
 
 if TYPE_CHECKING:
@@ -33,32 +33,32 @@ _FAR_S = 1.0  # of who is not linked yet
 
 
 class Router:
-    """The endpoint's api.Target. `plan` is the node's; `draining`: the engine here takes nothing new."""
+    """The endpoint's `PublicTarget`. `placements` is the node's; `draining`: the engine here takes nothing new."""
 
     def __init__(
-        self, mesh: Mesh, doors: Doors, folder: Path, worker: Worker | None, describe: Callable[[], dict[str, Any]]
+        self, mesh: Mesh, tunnels: Tunnels, folder: Path, worker: Worker | None, describe: Callable[[], dict[str, Any]]
     ) -> None:
-        self._mesh, self._doors, self._folder, self._worker = mesh, doors, folder, worker
+        self._mesh, self._tunnels, self._folder, self._worker = mesh, tunnels, folder, worker
         self.describe = describe
-        self._me = mesh.membership.me.node_id
-        self.plan: Sequence[Assignment] = ()
+        self._self_id = mesh.membership.me.node_id
+        self.placements: Sequence[Placement] = ()
         self.draining = False
         self.rates = RequestRates()
         self.latencies = Latencies()
         self._loads = Loads(time.monotonic)
         self._affinity = Affinity()
 
-    # --- api.Target ---
+    # --- `PublicTarget` ---
 
-    def reason_for(self, ask: Ask) -> str:
+    def reason_for(self, info: RequestInfo) -> str:
         with contextlib.suppress(UnknownModelError):
-            fingerprint = self._model_of(ask, self._hosts())
-            asked = [a for a in self.plan if fingerprint in (None, a.model.fingerprint)]
+            fingerprint = self._model_of(info, self._hosts())
+            asked = [a for a in self.placements if fingerprint in (None, a.model.fingerprint)]
             if self._waits(fingerprint):
-                return waiting_line(asked[0], self.plan)
-            if any(why is Why.FETCHING for a in asked for why in a.reasons.values()):
+                return waiting_line(asked[0], self.placements)
+            if any(why is StageStatus.FETCHING for a in asked for why in a.reasons.values()):
                 return "the model is on its way to a machine that will serve it"
-        return "the model is loading" if self.plan else "no model is served in this mesh"
+        return "the model is loading" if self.placements else "no model is served in this mesh"
 
     def served(self) -> list[Served]:
         """Every model with an engine that is ready, by name."""
@@ -67,23 +67,23 @@ class Router:
             found[fingerprint] = Served(infos[0].name, fingerprint, infos[0].size_bytes, infos[0].n_layers)
         return sorted(found.values(), key=lambda served: (served.name, served.fingerprint))
 
-    async def place_for(self, ask: Ask, timeout_s: float) -> Place | None:
+    async def acquire(self, info: RequestInfo, timeout_s: float) -> Upstream | None:
         deadline = time.monotonic() + timeout_s
         while True:
             hosts = self._hosts()
-            fingerprint = self._model_of(ask, hosts)
+            fingerprint = self._model_of(info, hosts)
             if fingerprint in hosts:
                 candidates = [Candidate(i, self._loads.of(i), self._distance(i)) for i in hosts[fingerprint]]
-                chosen = self._affinity.choose(candidates, ask).node_id
-                self._affinity.remember(ask, chosen)
-                return await self._place(chosen, fingerprint)
+                chosen = self._affinity.choose(candidates, info).node_id
+                self._affinity.remember(info, chosen)
+                return await self._upstream(chosen, fingerprint)
             if self._waits(fingerprint) or time.monotonic() >= deadline:
                 return None
             await asyncio.sleep(_POLL_S)
 
-    def note_request(self, ask: Ask) -> None:
+    def note_request(self, info: RequestInfo) -> None:
         with contextlib.suppress(UnknownModelError):
-            if fingerprint := self._model_of(ask, self._hosts()):
+            if fingerprint := self._model_of(info, self._hosts()):
                 self.rates.count(fingerprint, time.monotonic())
 
     def failure_passes(self) -> bool:
@@ -95,18 +95,18 @@ class Router:
     @property
     def busy(self) -> int:
         """Requests in work at the engine here."""
-        return self._loads.in_work(self._me)
+        return self._loads.in_work(self._self_id)
 
-    def own_place(self, fingerprint: str) -> Place | None:
+    def acquire_local(self, fingerprint: str) -> Upstream | None:
         """For a request of another node's: the engine here, if it serves that model."""
         socket = self._own_socket()
         if socket is None or fingerprint not in ("", self._own_model()):
             return None
-        return self._counted(self._me, socket, {})
+        return self._counted(self._self_id, socket, {})
 
     async def wait_served(self) -> None:
         """Until a request would be answered."""
-        while await self.place_for(Ask(), 0) is None:  # noqa: ASYNC110 - many things may bring it about
+        while await self.acquire(RequestInfo(), 0) is None:  # noqa: ASYNC110 - many things may bring it about
             await asyncio.sleep(_POLL_S)
 
     def describe_engine(self) -> dict[str, Any] | None:
@@ -117,15 +117,15 @@ class Router:
     async def engines(self) -> dict[str, Any]:
         """What every host tells of its engine, also while it loads; those that do not answer are left out."""
         own = self.describe_engine()
-        others = sorted(i for i, n in self._mesh.membership.present().items() if n.serving and i != self._me)
+        others = sorted(i for i, n in self._mesh.membership.present().items() if n.serving and i != self._self_id)
         told = await asyncio.gather(*(self._engine_of(node_id) for node_id in others))
-        found = {self._me: checked_engine(own)} | dict(zip(others, told, strict=True))
+        found = {self._self_id: checked_engine(own)} | dict(zip(others, told, strict=True))
         return {node_id: engine for node_id, engine in found.items() if engine}
 
     async def _engine_of(self, node_id: str) -> Any:
         timeout = aiohttp.ClientTimeout(total=_TELL_S)
         with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError, ValueError):
-            connector = aiohttp.UnixConnector(path=str(await self._door(node_id)))
+            connector = aiohttp.UnixConnector(path=str(await self._tunnel_to(node_id)))
             async with (
                 aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
                 session.get(f"http://host{ENGINE_PATH}") as response,
@@ -133,9 +133,9 @@ class Router:
                 return checked_engine(await response.json())
         return None
 
-    async def _door(self, node_id: str) -> Path:
+    async def _tunnel_to(self, node_id: str) -> Path:
         path = self._folder / f"http-{node_id[:16]}.sock"
-        await self._doors.open(path, lambda: self._mesh.open(node_id, StreamKind.HTTP))
+        await self._tunnels.open(path, lambda: self._mesh.open(node_id, StreamKind.HTTP))
         return path
 
     def _own_socket(self) -> Path | None:
@@ -152,9 +152,9 @@ class Router:
         """Ready servers by model, this node first."""
         found: dict[str, list[str]] = {}
         if self._own_socket():
-            found[self._own_model()] = [self._me]
+            found[self._own_model()] = [self._self_id]
         for node_id, node in sorted(self._mesh.membership.present().items()):
-            for serving in node.serving if node_id != self._me else ():
+            for serving in node.serving if node_id != self._self_id else ():
                 if serving.ready:
                     found.setdefault(serving.fingerprint, []).append(node_id)
         return found
@@ -168,36 +168,36 @@ class Router:
                     found.setdefault(model.fingerprint, set()).add(model)
         return {fingerprint: sorted(models, key=lambda m: m.name) for fingerprint, models in found.items()}
 
-    def _model_of(self, ask: Ask, hosts: Mapping[str, list[str]]) -> str | None:
+    def _model_of(self, info: RequestInfo, hosts: Mapping[str, list[str]]) -> str | None:
         """The fingerprint; without a name of what is served here, or nearest. Raises UnknownModelError."""
-        if ask.model:
+        if info.model:
             served = [(m.name, f) for f, infos in self._infos(hosts).items() for m in infos]
-            known = [(a.model.name, a.model.fingerprint) for a in self.plan]
+            known = [(a.model.name, a.model.fingerprint) for a in self.placements]
             if served or known:
-                return find_model(ask.model, served, known)
+                return find_model(info.model, served, known)
             return None
         return min(hosts, key=lambda f: (min(self._distance(i) for i in hosts[f]), f), default=None)
 
     def _waits(self, fingerprint: str | None) -> bool:
         """For memory: nobody serves it, or anything, however long one waits."""
-        asked = [a for a in self.plan if fingerprint in (None, a.model.fingerprint)]
-        coming = any(why is Why.FETCHING for a in asked for why in a.reasons.values())
+        asked = [a for a in self.placements if fingerprint in (None, a.model.fingerprint)]
+        coming = any(why is StageStatus.FETCHING for a in asked for why in a.reasons.values())
         return bool(asked) and not coming and not any(a.groups for a in asked)
 
     def _distance(self, node_id: str) -> float:
-        if node_id == self._me:
+        if node_id == self._self_id:
             return 0.0
         link = self._mesh.link(node_id)
         return link.rtt_s if link and link.rtt_s is not None else _FAR_S
 
-    async def _place(self, node_id: str, fingerprint: str) -> Place:
-        if node_id == self._me and (socket := self._own_socket()):
-            return self._counted(self._me, socket, {})
-        return self._counted(node_id, await self._door(node_id), {MODEL_HEADER: fingerprint})
+    async def _upstream(self, node_id: str, fingerprint: str) -> Upstream:
+        if node_id == self._self_id and (socket := self._own_socket()):
+            return self._counted(self._self_id, socket, {})
+        return self._counted(node_id, await self._tunnel_to(node_id), {MODEL_HEADER: fingerprint})
 
-    def _counted(self, node_id: str, socket: Path, headers: dict[str, str]) -> Place:
+    def _counted(self, node_id: str, socket: Path, headers: dict[str, str]) -> Upstream:
         loads = self._loads
-        return Place(
+        return Upstream(
             socket,
             headers,
             begin=lambda: loads.begin(node_id),
@@ -207,7 +207,7 @@ class Router:
         )
 
 
-class InnerEngine:
+class LocalTarget:
     """What other nodes' requests may reach: the engine of this one, and nothing further.
 
     Without one that is ready it answers at once, so that they look for another host.
@@ -223,17 +223,17 @@ class InnerEngine:
     def describe_engine(self) -> dict[str, Any] | None:
         return self._router.describe_engine()
 
-    def reason_for(self, ask: Ask) -> str:
-        return self._router.reason_for(Ask())
+    def reason_for(self, info: RequestInfo) -> str:
+        return self._router.reason_for(RequestInfo())
 
-    async def place_for(self, ask: Ask, timeout_s: float) -> Place | None:
-        return self._router.own_place(ask.model)
+    async def acquire(self, info: RequestInfo, timeout_s: float) -> Upstream | None:
+        return self._router.acquire_local(info.model)
 
     def failure_passes(self) -> bool:
         return self._router.failure_passes()
 
 
-def waiting_line(assignment: Assignment, plan: Sequence[Assignment]) -> str:
-    need, have = assignment.need_bytes, assignment.have_bytes
-    which = f" for {assignment.model.name}" if len(plan) > 1 else ""
+def waiting_line(placement: Placement, placements: Sequence[Placement]) -> str:
+    need, have = placement.need_bytes, placement.have_bytes
+    which = f" for {placement.model.name}" if len(placements) > 1 else ""
     return f"Waiting for more peers{which}: need {in_gb(need)}, have {in_gb(have)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from meshllm.mesh.announcement import Announcement
-from meshllm.mesh.groups import Assignment
+from meshllm.mesh.groups import Placement
 from meshllm.quic.transport import Link
 
 
@@ -17,7 +17,7 @@ def describe_node(node: Announcement, state: str, link: Link | None) -> dict[str
         "state": state,
         "device": node.device,
         "memory_bytes": node.memory_bytes,
-        "engine": node.engine,
+        "engine": node.ggml_version,
         "requests_per_min": node.requests_per_min,
         "models": [m.name for m in node.models],
         "fetching": node.fetching,
@@ -29,19 +29,19 @@ def describe_node(node: Announcement, state: str, link: Link | None) -> dict[str
     }
 
 
-def describe_model(assignment: Assignment) -> dict[str, Any]:
-    model = assignment.model
+def describe_model(placement: Placement) -> dict[str, Any]:
+    model = placement.model
     return {
         "name": model.name,
         "fingerprint": model.fingerprint,
         "size_bytes": model.size_bytes,
-        "need_bytes": assignment.need_bytes,
-        "have_bytes": assignment.have_bytes,
+        "need_bytes": placement.need_bytes,
+        "have_bytes": placement.have_bytes,
         "groups": [
             {"host": g.host, "stages": list(g.stages), "shares": [round(s, 3) for s in g.shares]}
-            for g in assignment.groups
+            for g in placement.groups
         ],
-        "reasons": {i: str(why) for i, why in assignment.reasons.items()},
+        "reasons": {i: str(why) for i, why in placement.reasons.items()},
     }
 
 

@@ -14,11 +14,11 @@ from typing import IO
 from meshllm import rpc
 from meshllm.engine import (
     Engine,
-    EnginePlan,
     EngineState,
+    LaunchSpec,
     StageServer,
     find_binaries,
-    plan_engine,
+    make_launch_spec,
 )
 from meshllm.errors import EngineError, MeshLlmError
 from meshllm.mesh.announcement import ModelInfo
@@ -28,7 +28,7 @@ from meshllm.models.download import can_be_had
 from meshllm.models.store import Model, NotOnDiskError, Store, resolve
 from meshllm.models.transfer import Sharing
 from meshllm.node.drafts import Drafting
-from meshllm.node.files import Supply, model_info, model_infos
+from meshllm.node.files import ModelFiles, model_info, model_infos
 
 RESERVE = 0.1  # of a device's memory, for the KV cache and compute buffers
 _PROBE_TIMEOUT_S = 15.0
@@ -51,7 +51,7 @@ class WorkerConfig:
 
 
 @dataclass(frozen=True)
-class StageDoor:
+class StageAddress:
     """A stage as the host reaches it: a socket on this machine, and its name beside the other stages."""
 
     name: str
@@ -60,18 +60,18 @@ class StageDoor:
 
 
 class Worker:
-    """`say` gets one line per event, `progress` the present step of loading.
+    """`emit` gets one line per event, `progress` the present step of loading.
 
     Raises MeshLlmError when a model that was named is broken, or missing and cannot be had.
     """
 
     def __init__(
-        self, config: WorkerConfig, say: Callable[[str], None], progress: Callable[[str], None], log: IO[str] | None
+        self, config: WorkerConfig, emit: Callable[[str], None], progress: Callable[[str], None], log: IO[str] | None
     ) -> None:
         self._config = config
-        self._say, self._progress, self._log = say, progress, log
+        self._emit, self._progress, self._log = emit, progress, log
         self._binaries = find_binaries(config.bin_dir)
-        self._store = Store(say)
+        self._store = Store(emit)
         self.named: list[ModelInfo] = []
         self.missing: dict[str, NotOnDiskError] = {}  # what was named and is not on disk
         for name in config.models:
@@ -94,8 +94,8 @@ class Worker:
         info = model_info(model)
         self.named = [*(m for m in self.named if m != info), info]
 
-    def supply(self, mesh: Mesh) -> Supply:
-        return Supply(mesh, self._store, self._binaries.leash, self._offer, self._say, self._progress)
+    def files(self, mesh: Mesh) -> ModelFiles:
+        return ModelFiles(mesh, self._store, self._binaries.leash, self._offer, self._emit, self._progress)
 
     # --- what the node announces ---
 
@@ -108,7 +108,7 @@ class Worker:
         return self._config.fetch
 
     @property
-    def engine_version(self) -> str:
+    def ggml_version(self) -> str:
         return f"ggml {rpc.ggml_version()}"
 
     def device_name(self) -> str:
@@ -152,14 +152,14 @@ class Worker:
             try:
                 self._server.set_models(self._model_files())
             except MeshLlmError as error:  # a file went away just now: the next scan knows
-                self._say(str(error))
+                self._emit(str(error))
 
     async def report(self) -> None:
         """What the device server has to say, until cancelled."""
         while True:
             await asyncio.sleep(_LOG_INTERVAL_S)
             for line in self._server.take_log() if self._server else ():
-                self._say(line)
+                self._emit(line)
 
     async def stop_server(self) -> None:
         if self._server:
@@ -170,30 +170,30 @@ class Worker:
 
     # --- the engine ---
 
-    async def serve(self, group: Group, doors: Sequence[StageDoor]) -> None:
+    async def serve(self, group: Group, tunnels: Sequence[StageAddress]) -> None:
         """Runs the engine as host of `group` until cancelled. Raises EngineError when it cannot run without stages."""
         while True:
             try:
-                plan = await self._plan(group, doors)
-                self.engine = Engine(plan, self._say, self._progress, self._log)
+                spec = await self._launch_spec(group, tunnels)
+                self.engine = Engine(spec, self._emit, self._progress, self._log)
                 await self.engine.run()
             except MeshLlmError as error:
                 if not group.stages:
                     raise
-                self._say(f"{error}; trying again in {_RETRY_S:g} s")
+                self._emit(f"{error}; trying again in {_RETRY_S:g} s")
             finally:
                 self.engine = None
             await asyncio.sleep(_RETRY_S)
 
-    async def _plan(self, group: Group, doors: Sequence[StageDoor]) -> EnginePlan:
+    async def _launch_spec(self, group: Group, tunnels: Sequence[StageAddress]) -> LaunchSpec:
         model = self._store.models.get(group.model.fingerprint)
         if model is None:
             raise EngineError(f"{group.model.name} is no longer on this machine's disk")
         servers: list[StageServer] = []
-        for door in doors:
-            address = f"unix:{door.socket}"
+        for tunnel in tunnels:
+            address = f"unix:{tunnel.socket}"
             info = await asyncio.to_thread(rpc.probe, address, _PROBE_TIMEOUT_S)
-            servers.append(StageServer(door.name, address, door.peer_address, info))
+            servers.append(StageServer(tunnel.name, address, tunnel.peer_address, info))
         shares: list[float] = []
         for server, share in zip(servers, group.shares, strict=False):
             memory = [max(device.memory_free, 1) for device in server.info.devices]
@@ -201,7 +201,7 @@ class Worker:
         split = [*shares, group.shares[-1]] if servers else None
         config = self._config
         speculation = await asyncio.to_thread(self._drafting.for_model, model)
-        return plan_engine(model, self._binaries, servers, split, config.device, config.engine_args, speculation)
+        return make_launch_spec(model, self._binaries, servers, split, config.device, config.engine_args, speculation)
 
     @property
     def ready(self) -> bool:

@@ -7,7 +7,7 @@ import importlib.util
 from meshllm.errors import TransportError
 from meshllm.quic.transport import MakeTransport
 
-ENGINES = ("native", "aioquic")
+STACKS = ("native", "aioquic")
 
 
 def has_native() -> bool:
@@ -15,13 +15,13 @@ def has_native() -> bool:
     return importlib.util.find_spec("meshllm.quic._quic") is not None
 
 
-def default_engine(client: bool) -> str:
+def default_stack(client: bool) -> str:
     """A lite client moves little, and does without compiled code."""
     return "native" if has_native() and not client else "aioquic"
 
 
-def engine_named(name: str) -> MakeTransport:
-    """One of ENGINES. Raises TransportError when it is not installed."""
+def stack_named(name: str) -> MakeTransport:
+    """One of STACKS. Raises TransportError when it is not installed."""
     if name == "native":
         if not has_native():
             raise TransportError("this installation is without the native QUIC engine; --quic aioquic does without")

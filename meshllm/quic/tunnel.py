@@ -30,7 +30,7 @@ async def serve_stream(stream: Stream, path: Path) -> None:
     await stream.splice(sock)
 
 
-class Doors:
+class Tunnels:
     """Unix sockets that lead to peers: what connects to one is spliced to a new stream.
 
     Use as `async with`; closing ends all that goes through.
@@ -40,7 +40,7 @@ class Doors:
         self._listeners: dict[Path, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def __aenter__(self) -> Doors:
+    async def __aenter__(self) -> Tunnels:
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
@@ -73,7 +73,7 @@ class Doors:
                 except OSError:  # too many open files, or who came is gone again
                     await asyncio.sleep(_RETRY_S)
                     continue
-                self.spawn(_lead(sock, open_stream), f"through door {path.name}")
+                self.spawn(_forward(sock, open_stream), f"through door {path.name}")
 
     async def close(self, path: Path) -> None:
         if listener := self._listeners.pop(path, None):
@@ -94,7 +94,7 @@ class Doors:
                 task.result()
 
 
-async def _lead(sock: socket.socket, open_stream: Callable[[], Awaitable[Stream]]) -> None:
+async def _forward(sock: socket.socket, open_stream: Callable[[], Awaitable[Stream]]) -> None:
     with sock:  # unless the splice takes it
         try:
             stream = await open_stream()

@@ -21,7 +21,7 @@ from meshllm.mesh.mesh import Mesh
 from meshllm.mesh.token import Token, make_ticket
 from meshllm.quic.address import join_address
 from meshllm.quic.identity import Identity, make_identity
-from meshllm.quic.stacks import engine_named
+from meshllm.quic.stacks import stack_named
 from meshllm.quic.transport import Link, Stream, StreamKind, Transport
 
 MESH, SECRET = "ab" * 16, b"s" * 16
@@ -37,7 +37,7 @@ class Peer:
         self.id = identity.node_id
         self._echoes: set[asyncio.Task[None]] = set()
         self.mesh = Mesh(
-            identity, credentials, Announcement(self.id, 1), self._opened, self.log.append, engine_named(engine)
+            identity, credentials, Announcement(self.id, 1), self._opened, self.log.append, stack_named(engine)
         )
         self.mesh.start(0)
         self._running = asyncio.create_task(self.mesh.run())
@@ -81,7 +81,7 @@ class Bench:
         return peer
 
     def endpoint(self) -> Transport:
-        endpoint = engine_named(self._engine())(make_identity(), lambda _link: None, lambda *_: None)
+        endpoint = stack_named(self._engine())(make_identity(), lambda _link: None, lambda *_: None)
         endpoint.start(0)
         self._stack.push_async_callback(endpoint.close)
         return endpoint
