@@ -13,3 +13,8 @@ def in_gb(n_bytes: float) -> str:
 def short_id(node_id: str) -> str:
     """Enough of a node id to tell nodes apart."""
     return node_id[:10]
+
+
+def socket_id(node_id: str) -> str:
+    """For names of Unix sockets, whose paths may be 107 bytes long; 64 bits, so that nobody makes a second one."""
+    return node_id[:16]

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Protocol
 
 from meshllm.api.latencies import Latencies
 from meshllm.api.routing import RequestInfo
+from meshllm.mesh.engine_status import EngineStatus
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,8 @@ class PublicTarget(Target, Protocol):
         """A request came that wants a model's answer."""
         ...
 
-    def describe(self) -> dict[str, Any]:
-        """What GET /mesh/status answers."""
+    def describe(self) -> object:
+        """What GET /mesh/status answers: a record that JSON can be made of."""
         ...
 
 
@@ -90,4 +91,4 @@ class PeerTarget(Target, Protocol):
         """Requests in work there."""
         ...
 
-    def describe_engine(self) -> dict[str, Any] | None: ...
+    def describe_engine(self) -> EngineStatus | None: ...

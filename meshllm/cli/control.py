@@ -20,7 +20,7 @@ async def ask_node(port: int, method: str, path: str, body: object | None = None
             aiohttp.ClientSession(connector=aiohttp.UnixConnector(path=str(socket))) as session,
             session.request(method, f"http://node{path}", json=body) as response,
         ):
-            answer = await response.json()
+            answer: Any = await (response.json() if response.content_type == "application/json" else response.text())
     except (aiohttp.ClientError, OSError):
         raise MeshLlmError(f"no node of yours runs with API port {port}; name another with --port") from None
     if response.status != 200:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import socket
 import time
-from typing import Any
 
 import orjson
 from aiohttp import web
@@ -16,12 +15,14 @@ from meshllm.cli.agents import NO_KEY, OWN_KEY, launch_lines, snippets
 from meshllm.cli.http import access_of, bind, serving, until_signal, url_of
 from meshllm.cli.options import ServeConfig
 from meshllm.cli.output import Output, open_engine_log
+from meshllm.cli.status import describe
 from meshllm.console import make_console
 from meshllm.errors import MeshLlmError
 from meshllm.mesh.known_meshes import KnownMeshes
 from meshllm.mesh.token import Token, decode
 from meshllm.node.node import Node, NodeConfig, default_name
 from meshllm.node.router import LocalTarget
+from meshllm.node.status import FullStatus
 from meshllm.paths import control_socket, data_folder
 from meshllm.quic.address import join_address, split_address
 from meshllm.quic.identity import Identity, IdentityFile, make_identity
@@ -132,9 +133,11 @@ class _NodeView:
         self.open_to_all = not access.local and not access.api_key
         self.make_token, self.drop = node.make_token, node.drop
 
-    async def describe_all(self) -> dict[str, Any]:
-        status = await self._node.describe_all()
-        return status | {"api_port": self._port, "agents": snippets(self.url, status["served"], self.key)}
+    async def describe_all(self) -> FullStatus:
+        status = self._node.describe()
+        engines = await self._node.router.engines()
+        agents = tuple(snippets(self.url, status.served, self.key))
+        return FullStatus(**vars(status), engines=engines, api_port=self._port, agents=agents)
 
 
 async def _announce(node: Node, token: Token | None, view: _NodeView, output: Output) -> None:
@@ -152,6 +155,9 @@ async def _announce(node: Node, token: Token | None, view: _NodeView, output: Ou
 def _control_app(node: Node, view: _NodeView) -> web.Application:
     async def status(_request: web.Request) -> web.Response:
         return web.json_response(body=orjson.dumps(await view.describe_all()))
+
+    async def status_text(_request: web.Request) -> web.Response:
+        return web.Response(text="\n".join(describe(await view.describe_all())))
 
     async def token(request: web.Request) -> web.Response:
         try:
@@ -175,6 +181,7 @@ def _control_app(node: Node, view: _NodeView) -> web.Application:
 
     app = web.Application()
     app.router.add_get("/status", status)
+    app.router.add_get("/status.txt", status_text)
     app.router.add_post("/token", token)
     app.router.add_post("/revoke", revoke)
     app.router.add_post("/drop", drop)

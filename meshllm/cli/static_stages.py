@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from typing import Any
 
 from meshllm import rpc
 from meshllm.api import Access, RequestInfo, Served, Upstream, make_app
@@ -14,7 +13,8 @@ from meshllm.api.routing import find_model
 from meshllm.cli.http import access_of, bind, serving, until_signal, url_of
 from meshllm.cli.options import ServeConfig
 from meshllm.cli.output import Output, open_engine_log
-from meshllm.engine import Engine, StageServer, find_binaries, make_launch_spec
+from meshllm.engine import Engine, StageAddress, StageServer, find_binaries, make_launch_spec
+from meshllm.mesh.engine_status import EngineStatus
 from meshllm.models.store import resolve
 from meshllm.node.drafts import Drafting
 
@@ -48,7 +48,7 @@ class _StaticStages:
         """Only its user can bring a stage back that was named by hand."""
         return False
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, EngineStatus]:
         return {"engine": self._engine.describe()}
 
 
@@ -62,7 +62,7 @@ async def serve_static_stages(config: ServeConfig) -> None:
         servers = []
         for address in config.stages:
             info = await asyncio.to_thread(rpc.probe, address, _STAGE_TIMEOUT_S)
-            servers.append(StageServer(address, address, address, info))
+            servers.append(StageServer(StageAddress(address, address, address), info))
         binaries = find_binaries(config.bin_dir)
         split = config.tensor_split
         spec = make_launch_spec(model, binaries, servers, split, config.device, config.engine_args, speculation)

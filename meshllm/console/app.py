@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from importlib.resources import files
-from typing import Any, Protocol
+from typing import Protocol
 
 import orjson
 from aiohttp import web
@@ -16,6 +16,7 @@ from meshllm.api.errors import error_response
 from meshllm.console.feed import Feed
 from meshllm.console.metrics import render
 from meshllm.errors import MeshLlmError
+from meshllm.node.status import FullStatus
 
 _KEEP_ALIVE_S = 15.0
 # A page of another origin cannot set it without asking, and is told no.
@@ -41,9 +42,7 @@ _HEADERS = {
 class ConsoleNode(Protocol):
     """What the dashboard asks of its node."""
 
-    async def describe_all(self) -> dict[str, Any]:
-        """As `describe`, with what every host tells of its engine."""
-        ...
+    async def describe_all(self) -> FullStatus: ...
 
     def make_token(self, expires_s: float = 0) -> str: ...
     def drop(self, name: str, undo: bool) -> str: ...

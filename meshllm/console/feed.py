@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import orjson
 
@@ -12,9 +11,9 @@ _INTERVAL_S = 1.0
 
 
 class Feed:
-    """`describe` gives the state as JSON. `run` until cancelled; the rest meanwhile."""
+    """`describe` gives a record that JSON can be made of. `run` until cancelled; the rest meanwhile."""
 
-    def __init__(self, describe: Callable[[], Awaitable[dict[str, Any]]]) -> None:
+    def __init__(self, describe: Callable[[], Awaitable[object]]) -> None:
         self._describe = describe
         self._changed = asyncio.Condition()
         self.snapshot = b"{}"

@@ -1,7 +1,7 @@
 """llama-server: its command line, its life, and what it tells."""
 
 from meshllm.engine.binaries import Binaries, find_binaries
-from meshllm.engine.launch import LaunchSpec, Speculation, Stage, StageServer, make_launch_spec
+from meshllm.engine.launch import LaunchSpec, Speculation, Stage, StageAddress, StageServer, make_launch_spec
 from meshllm.engine.process import LeashedProcess
 from meshllm.engine.supervisor import Engine, EngineState
 
@@ -13,6 +13,7 @@ __all__ = [
     "LeashedProcess",
     "Speculation",
     "Stage",
+    "StageAddress",
     "StageServer",
     "find_binaries",
     "make_launch_spec",

@@ -10,17 +10,20 @@ import re
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import replace
+from itertools import zip_longest
 from typing import IO
 
 from meshllm import rpc
-from meshllm.engine.counters import Counters, LinkState, read_counters
+from meshllm.engine.counters import COUNTERS_FILE_BYTES, Counters, LinkState, read_counters
 from meshllm.engine.launch import LaunchSpec
 from meshllm.engine.process import LeashedProcess
 from meshllm.errors import EngineError, MeshLlmError
+from meshllm.mesh.engine_status import EngineHost, EngineModel, EngineStatus, SpeculationStatus, Tokens
 from meshllm.paths import private_folder, remove_stale_folders
+from meshllm.tasks import Changes
 
-_POLL_S = 0.2
+_COUNTERS_S = 0.2  # between looks at the counters: another process writes them, and cannot notify
 _PROBE_INTERVAL_S, _PROBE_TIMEOUT_S = 0.5, 2.0
 _FIRST_BACKOFF_S, _LAST_BACKOFF_S = 0.5, 30.0
 _STEADY_S = 60.0  # healthy for so long, a crash counts as the first again
@@ -37,12 +40,13 @@ class EngineState(enum.StrEnum):
     READY = "ready"
     STAGE_LOST = "stage lost"  # until all stages answer again
     CRASHED = "crashed"  # until the next start
+    STOPPED = "stopped"
 
 
 class Engine:
     """One model, served. `run()` lives as long as the engine should; the rest may be asked meanwhile.
 
-    `emit` gets one line per event, `progress` the present step of loading.
+    `emit` gets one line per event, `progress` the present step of loading; `on_change` is called when `state` changes.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class Engine:
         emit: Callable[[str], None],
         progress: Callable[[str], None],
         log_file: IO[str] | None = None,
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self.spec = spec
         self.state = EngineState.STARTING
@@ -59,11 +64,12 @@ class Engine:
         self._emit = emit
         self._progress = progress
         self._log_file = log_file
+        self._on_change = on_change
         self.first_ready = asyncio.Event()
-        self._ready = asyncio.Event()
+        self._changes = Changes()
         self._buffers: dict[str, str] = {}
         self._n_ctx, self._tokens_per_s = 0, 0.0
-        self._tokens = {"prompt": 0, "generated": 0}
+        self._tokens = Tokens()
         self._drafted, self._accepted, self._steps = 0, 0, 0.0
         remove_stale_folders()
         self._folder = private_folder()
@@ -76,50 +82,43 @@ class Engine:
     async def wait_ready(self, timeout_s: float) -> bool:
         """Whether requests can be served; waits for it while the engine loads."""
         if self.stage_lost:
-            return False  # the library knows before the watcher looks
+            return False  # the library knows before `_watch_stages` looks
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                while self.state is not EngineState.STAGE_LOST and not self._ready.is_set():
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._ready.wait(), _POLL_S)
+                while self.state not in (EngineState.READY, EngineState.STAGE_LOST):
+                    await self._changes.wait(self._changes.version)
         return self.state is EngineState.READY
 
     @property
     def stage_lost(self) -> bool:
         return bool(self.spec.stages) and self.counters().state is LinkState.LOST
 
-    def describe(self) -> dict[str, object]:
-        """For GET /mesh/status."""
-        spec, counters = self.spec, self.counters()
-        stages = [
-            asdict(stage) | {"counters": counters.stages[i] if i < len(counters.stages) else {}}
-            for i, stage in enumerate(spec.stages)
-        ]
-        model = {"name": spec.model.name, "size_bytes": spec.model.size_bytes, "n_layers": spec.model.n_layers}
-        return {
-            "state": str(self.state),
-            "reason": self.reason,
-            "restarts": self.restarts,
-            "model": model,
-            "host": {"device": spec.host_device, "n_layers": spec.host_layers},
-            "stages": stages,
-            "n_ctx": self._n_ctx,
-            "tokens": self._tokens,
-            "tokens_per_s": self._tokens_per_s,
-            "speculation": self._describe_speculation(),
-        }
+    def describe(self) -> EngineStatus:
+        spec, counters = self.spec, self.counters().stages
+        stages = zip_longest(spec.stages, counters[: len(spec.stages)])
+        return EngineStatus(
+            state=str(self.state),
+            reason=self.reason,
+            restarts=self.restarts,
+            model=EngineModel(spec.model.name, spec.model.size_bytes, spec.model.n_layers),
+            host=EngineHost(spec.host_device, spec.host_layers),
+            stages=tuple(stage.status(of_stage) for stage, of_stage in stages),
+            n_ctx=self._n_ctx,
+            tokens=self._tokens,
+            tokens_per_s=self._tokens_per_s,
+            speculation=self._describe_speculation(),
+        )
 
-    def _describe_speculation(self) -> dict[str, object] | None:
-        """`tokens_per_step`: how many a verified batch yields, one without drafts; 0 before the first request."""
+    def _describe_speculation(self) -> SpeculationStatus | None:
         if (speculation := self.spec.speculation) is None:
             return None
-        return {
-            "draft": speculation.draft.name if speculation.draft else "ngram",
-            "n_max": speculation.n_max,
-            "drafted": self._drafted,
-            "accepted": self._accepted,
-            "tokens_per_step": round((self._accepted + self._steps) / self._steps, 2) if self._steps else 0,
-        }
+        return SpeculationStatus(
+            draft=speculation.draft.name if speculation.draft else "ngram",
+            n_max=speculation.n_max,
+            drafted=self._drafted,
+            accepted=self._accepted,
+            tokens_per_step=round((self._accepted + self._steps) / self._steps, 2) if self._steps else 0,
+        )
 
     async def run(self) -> None:
         """Returns only by cancellation, or raises EngineError when the model cannot be served here."""
@@ -144,7 +143,7 @@ class Engine:
                     backoff_s = min(2 * backoff_s, _LAST_BACKOFF_S)
                 self.restarts += 1
         finally:
-            self._ready.clear()
+            self._enter(EngineState.STOPPED, "the engine was stopped")
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _environment(self) -> dict[str, str]:
@@ -159,9 +158,9 @@ class Engine:
     async def _run_once(self) -> bool:
         """One life of llama-server. True when it was ready at some time; `state` and `reason` say why it ended."""
         self.socket.unlink(missing_ok=True)
-        self._counters_path.write_bytes(bytes(8192))
+        self._counters_path.write_bytes(bytes(COUNTERS_FILE_BYTES))
         self._buffers.clear()
-        self.state, self.reason = EngineState.LOADING, "the model is loading"
+        self._enter(EngineState.LOADING, "the model is loading")
         command = self.spec.command(self.socket)
         process = LeashedProcess(
             self.spec.binaries.leash,
@@ -192,34 +191,34 @@ class Engine:
         return was_ready
 
     def _become_ready(self) -> None:
-        self.state, self.reason = EngineState.READY, ""
-        self._ready.set()
+        self._enter(EngineState.READY, "")
         self.first_ready.set()
         self._emit(f"ready: {self.spec.model.name}{self._where()}")
 
     def _note_end(self, process: LeashedProcess, status: int, was_ready: bool) -> None:
-        self._ready.clear()
-        lost = self.counters().state is LinkState.LOST
-        self.state = EngineState.STAGE_LOST if lost else EngineState.CRASHED
-        if lost:
-            self.reason = self.counters().error
-        elif was_ready:
-            self.reason = f"signal {status - 128}" if status > 128 else f"exit status {status}"
-        else:
-            self.reason = process.last_error()
-        if lost:
+        counters = self.counters()
+        if counters.state is LinkState.LOST:
+            self._enter(EngineState.STAGE_LOST, counters.error)
             self._emit(self.reason)
+        elif was_ready:
+            self._enter(EngineState.CRASHED, f"signal {status - 128}" if status > 128 else f"exit status {status}")
+        else:
+            self._enter(EngineState.CRASHED, process.last_error())
+
+    def _enter(self, state: EngineState, reason: str) -> None:
+        self.state, self.reason = state, reason
+        self._changes.notify()
+        self._on_change()
 
     async def _watch_stages(self) -> None:
         """Returns when the library reports a lost stage."""
         while True:
-            await asyncio.sleep(_POLL_S)
+            await asyncio.sleep(_COUNTERS_S)
             counters = self.counters()
             if self.state is EngineState.LOADING and self.spec.stages:
                 self._report_loading(counters)
             if counters.state is LinkState.LOST:
-                self._ready.clear()
-                self.state, self.reason = EngineState.STAGE_LOST, counters.error
+                self._enter(EngineState.STAGE_LOST, counters.error)
                 self._emit(f"{counters.error}; requests fail until it is back")
                 return
 
@@ -234,7 +233,7 @@ class Engine:
                 await waiting
 
     async def _wait_for_stages(self) -> None:
-        missing = {stage.address for stage in self.spec.stages}
+        missing = {stage.at.address for stage in self.spec.stages}
         while missing:
             for address in sorted(missing):
                 with contextlib.suppress(MeshLlmError):
@@ -247,7 +246,8 @@ class Engine:
 
     def _read_line(self, line: str) -> None:
         if match := _SPEED_LINE.search(line):
-            self._tokens["prompt" if match[1] else "generated"] += int(match[3])
+            kind = "prompt" if match[1] else "generated"
+            self._tokens = replace(self._tokens, **{kind: getattr(self._tokens, kind) + int(match[3])})
             if not match[1] and float(match[2]) > 0:
                 self._tokens_per_s = round(int(match[3]) / float(match[2]) * 1000, 1)
         elif (match := _CONTEXT_LINE.search(line)) and not self._n_ctx:
@@ -271,7 +271,7 @@ class Engine:
         return f" ({', '.join(parts)})" if parts else ""
 
     def _report_loading(self, counters: Counters) -> None:
-        loaded = sum(c["weight_bytes_local"] + c["weight_bytes_sent"] for c in counters.stages)
+        loaded = sum(c.weight_bytes_local + c.weight_bytes_sent for c in counters.stages)
         expected = sum(stage.weight_bytes for stage in self.spec.stages)
         percent = min(100, 100 * loaded // expected) if expected else 100
         self._progress(f"loading {self.spec.model.name}: {percent} %{self._where()}")

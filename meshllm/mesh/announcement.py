@@ -17,6 +17,7 @@ MAX_VERSION = 1 << 60
 MAX_NAME = 80
 MAX_MODELS = 256
 MAX_PEERS = 1024
+MAX_ADDRESSES = 32
 _NODE = re.compile(r"[0-9a-f]{64}")
 _SERIAL = re.compile(r"[0-9a-f]{32}")
 
@@ -116,7 +117,7 @@ def _decode(value: Any) -> Announcement:
         version=_number(value["v"], 1, MAX_VERSION),
         name=_text(value["name"]),
         role=Role(value["role"]),
-        addresses=_list(value["addrs"], _address, 32),
+        addresses=_list(value["addrs"], _address, MAX_ADDRESSES),
         device=_text(value["dev"]),
         memory_bytes=_number(value["mem"], 0, 1 << 60),
         ggml_version=_text(value["eng"]),

@@ -7,6 +7,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from meshllm.engine import LeashedProcess
@@ -53,12 +54,12 @@ class ModelFiles:
     def exclude(self, model: ModelInfo) -> None:
         """As if its file were not here: it cannot be served with it."""
         self._store.exclude(model.fingerprint)
-        self._mesh.membership.announce(models=model_infos(self._store))
+        self._mesh.announce(replace(self._mesh.me, models=model_infos(self._store)))
         self._mark_unavailable(model)
 
     def _mark_unavailable(self, model: ModelInfo) -> None:
-        cannot = (*self._mesh.membership.me.cannot_fetch, model.fingerprint)
-        self._mesh.membership.announce(cannot_fetch=cannot[-MAX_MODELS:])
+        cannot = (*self._mesh.me.cannot_fetch, model.fingerprint)
+        self._mesh.announce(replace(self._mesh.me, cannot_fetch=cannot[-MAX_MODELS:]))
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -69,7 +70,8 @@ class ModelFiles:
                 await self._update_fetch()
                 self._wake.clear()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), _SCAN_S)
+                    async with asyncio.timeout(_SCAN_S):
+                        await self._wake.wait()
         finally:
             await self._stop()
 
@@ -77,11 +79,11 @@ class ModelFiles:
         """At the disk."""
         if await asyncio.to_thread(self._store.scan):
             await asyncio.to_thread(self._on_models)
-            self._mesh.membership.announce(models=model_infos(self._store))
+            self._mesh.announce(replace(self._mesh.me, models=model_infos(self._store)))
 
     async def _update_fetch(self) -> None:
         """Gets what this node is for, and nothing else."""
-        wanted = self._wanted if self._wanted and will_fetch(self._mesh.membership.me, self._wanted) else None
+        wanted = self._wanted if self._wanted and will_fetch(self._mesh.me, self._wanted) else None
         if wanted == self._coming:
             return
         await self._stop()
@@ -114,7 +116,7 @@ class ModelFiles:
             self._emit(f"cannot get {model.name}: {error}")
             self._mark_unavailable(model)
         finally:
-            self._mesh.membership.announce(fetching={})
+            self._mesh.announce(replace(self._mesh.me, fetching={}))
             self._wake.set()
 
     async def _from_peers(self, model: ModelInfo) -> None:
@@ -131,14 +133,14 @@ class ModelFiles:
         await fetch.run()
 
     def _announce_progress(self, model: ModelInfo, part: float) -> None:
-        self._mesh.membership.announce(fetching={model.fingerprint: round(part, 2)})
+        self._mesh.announce(replace(self._mesh.me, fetching={model.fingerprint: round(part, 2)}))
 
     async def _open(self, node_id: str) -> Stream:
         return await self._mesh.open(node_id, StreamKind.TRANSFER)
 
     def _owners(self, model: ModelInfo, limit_ms: float = float("inf")) -> list[str]:
         """Who has it, nearest first."""
-        me = self._mesh.membership.me
+        me = self._mesh.me
         present = self._mesh.membership.present()
         owners = [i for i, n in present.items() if i != me.node_id and has_model(n, model)]
         distance = {i: me.rtts_ms.get(i, 1e6) for i in owners}

@@ -1,22 +1,22 @@
-"""One node: puts the mesh, the worker and the endpoint together, and follows the plan."""
+"""One node: puts the mesh, the worker and the endpoint together, and follows the placement of models."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import shutil
 import socket
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from meshllm import __version__
 from meshllm.api.routing import RequestInfo, find_model
 from meshllm.errors import MeshError, MeshLlmError
-from meshllm.mesh.announcement import MAX_MODELS, Announcement, ModelInfo, Role, Serving
-from meshllm.mesh.groups import Group, Placement, StageStatus, has_model, within_reach
+from meshllm.mesh.announcement import MAX_ADDRESSES, MAX_MODELS, Announcement, ModelInfo, Role
+from meshllm.mesh.groups import Placement, StageStatus, has_model, within_reach
 from meshllm.mesh.hello import Credentials
 from meshllm.mesh.known_meshes import KnownMesh, KnownMeshes
 from meshllm.mesh.mesh import Mesh
@@ -24,31 +24,34 @@ from meshllm.mesh.placement import dropped, place_models
 from meshllm.mesh.rates import differ
 from meshllm.mesh.token import MESH_ID_BYTES, SECRET_BYTES, Token, make_ticket
 from meshllm.mesh.token import encode as encode_token
+from meshllm.node.hosting import Hosting
 from meshllm.node.router import Router, waiting_line
-from meshllm.node.status import describe_model, describe_node
+from meshllm.node.status import API, CountStatus, MeshStatus, model_status, node_status
 from meshllm.paths import private_folder
 from meshllm.quic.address import own_addresses
 from meshllm.quic.identity import Identity, random_hex
 from meshllm.quic.stacks import stack_named
 from meshllm.quic.transport import Link, Stream, StreamKind
 from meshllm.quic.tunnel import Tunnels, serve_stream
-from meshllm.units import in_gb
+from meshllm.tasks import OwnedTasks
+from meshllm.units import in_gb, socket_id
 
 if TYPE_CHECKING:
     from meshllm.node.files import ModelFiles
-    from meshllm.node.worker import StageAddress, Worker
+    from meshllm.node.worker import Worker
 
-_SETTLE_S = 0.3  # changes that come together make one plan
-_JOIN_SETTLE_S = 1.0  # before a joiner's first plan: it hears of the others and their distance
-_POLL_S = 0.1
-_SAVE_S = 5.0
+_SETTLE_S = 0.3  # changes that come together are acted on once
+_JOIN_SETTLE_S = 1.0  # before a joiner's first placement: it learns who is there, and how far away
+_UPKEEP_S = 5.0
+_KEPT_ADDRESSES = 3  # of each member, for the next start: its best ones
+_KEPT_PEERS = 64
 
 
 @dataclass(frozen=True)
 class NodeConfig:
     name: str
     bind_port: int
-    quic: str  # one of mesh.transport.STACKS
+    quic: str  # one of quic.stacks.STACKS
     advertise: tuple[str, ...]  # "host:port", before all other addresses
     token: Token | None
     split: bool
@@ -62,32 +65,30 @@ class Node:
         self,
         config: NodeConfig,
         identity: Identity,
-        state: KnownMeshes,
+        known_meshes: KnownMeshes,
         worker: Worker | None,
         emit: Callable[[str], None],
     ) -> None:
         self._config = config
         self._self_id = identity.node_id
-        self._state = state
+        self._known_meshes = known_meshes
         self._worker = worker
         self._emit = emit
         self.folder = private_folder()
-        self._tunnels = Tunnels()
+        self._tunnels, self._streams = Tunnels(), OwnedTasks()
         self._mesh = Mesh(
             identity, self._credentials(), self._announcement(), self._stream, emit, stack_named(config.quic)
         )
-        self.router = Router(self._mesh, self._tunnels, self.folder, worker, self.describe)
         self._files = worker.files(self._mesh) if worker else None
-        self._group: Group | None = None
-        self._engine_task: asyncio.Task[None] | None = None
+        self._hosting = Hosting(self._mesh, worker, self._stage_socket, lambda: self.router.busy) if worker else None
+        self.router = Router(self._mesh, self._tunnels, self.folder, self._hosting, self.describe)
         self._emitted: dict[str, str] = {}
-        self._n_elections = 0
         self.started = asyncio.Event()
 
     # --- beginnings ---
 
     def _credentials(self) -> Credentials:
-        token, state = self._config.token, self._state
+        token, state = self._config.token, self._known_meshes
         if token:
             known = state.meshes.get(token.mesh)
             return Credentials(token.mesh, known.secret if known else None, token.ticket)
@@ -99,7 +100,7 @@ class Node:
 
     def _announcement(self) -> Announcement:
         worker, config = self._worker, self._config
-        known = self._state.meshes.get(self._state.own or "") if config.token is None else None
+        known = self._known_meshes.meshes.get(self._known_meshes.own or "") if config.token is None else None
         if worker is None:
             return Announcement(self._self_id, 1, config.name, Role.CLIENT)
         return Announcement(
@@ -123,17 +124,18 @@ class Node:
         """Raises MeshLlmError when the mesh cannot be joined or the model cannot be served here."""
         try:
             self._mesh.start(self._config.bind_port)
-            async with self._tunnels, asyncio.TaskGroup() as group:
+            async with self._tunnels, self._streams, asyncio.TaskGroup() as group:
                 if self._worker:
                     self._worker.start_server(self.folder / "device.sock")
                     group.create_task(self._worker.report(), name="device server log")
                 group.create_task(self._mesh.run(), name="mesh")
                 await self._enter()
                 if self._files:
-                    group.create_task(self._files.run(), name="supply")
+                    group.create_task(self._files.run(), name="model files")
                     group.create_task(self._get_missing(self._files), name="missing models")
-                group.create_task(self._remember(), name="remember")
-                group.create_task(self._watch_engine(), name="watch engine")
+                group.create_task(self._keep_up(), name="upkeep")
+                if self._hosting:
+                    group.create_task(self._hosting.run(), name="hosting")
                 await self._follow_placement()
         except* MeshLlmError as errors:
             raise _first(errors) from None
@@ -144,7 +146,7 @@ class Node:
 
     async def _enter(self) -> None:
         token, mesh = self._config.token, self._mesh
-        known = self._state.meshes.get(mesh.credentials.mesh)
+        known = self._known_meshes.meshes.get(mesh.credentials.mesh)
         mesh.bootstrap = list(known.peers) if known else []
         await asyncio.sleep(0)  # the mesh's own tasks are up
         if token:
@@ -159,6 +161,7 @@ class Node:
                     raise MeshError(f"cannot reach the mesh: {error}") from None
             mesh.bootstrap += [(address, i) for address, i in (known.peers if known else [])]
             if joined:
+                self._remember()  # a member from now on, also after a crash
                 self._emit(f"joined mesh {token.mesh[:8]}")
         self._announce_addresses()
         self.started.set()
@@ -167,79 +170,76 @@ class Node:
 
     def _addresses(self) -> tuple[str, ...]:
         found = [*self._config.advertise, *own_addresses(self._mesh.port, self._mesh.observed)]
-        return tuple(dict.fromkeys(found))[:32]
+        return tuple(dict.fromkeys(found))[:MAX_ADDRESSES]
 
     def _announce_addresses(self) -> None:
         addresses = self._addresses()
-        if addresses != self._mesh.membership.me.addresses:
-            self._mesh.membership.announce(addresses=addresses)
+        if addresses != self._mesh.me.addresses:
+            self._mesh.announce(replace(self._mesh.me, addresses=addresses))
 
-    async def _remember(self) -> None:
-        """Where the members are and what is revoked, for the next start; what changes slowly, for the others."""
+    async def _keep_up(self) -> None:
+        """Remembers the mesh for the next start, and announces what changes slowly."""
         while True:
-            present = self._mesh.membership.present()
-            peers = [(a, i) for i, n in present.items() if i != self._self_id for a in n.addresses[:3]]
-            credentials = self._mesh.credentials
-            if credentials.secret:
-                known = self._state.meshes.setdefault(credentials.mesh, KnownMesh(credentials.secret))
-                revoked = sorted(self._mesh.revoked())
-                if (peers and peers != known.peers) or revoked != known.revoked:
-                    known.peers, known.revoked = (peers or known.peers)[:64], revoked
-                    self._state.save()
-            await asyncio.sleep(_SAVE_S)
+            self._remember()
+            await asyncio.sleep(_UPKEEP_S)
             self._announce_addresses()
             rates = self.router.rates.per_minute(time.monotonic())
-            if differ(self._mesh.membership.me.requests_per_min, rates):
-                self._mesh.membership.announce(requests_per_min=rates)
+            if differ(self._mesh.me.requests_per_min, rates):
+                self._mesh.announce(replace(self._mesh.me, requests_per_min=rates))
 
-    # --- the plan ---
+    def _remember(self) -> None:
+        """The mesh's secret, where its members are, and which tokens are revoked."""
+        credentials = self._mesh.credentials
+        if credentials.secret is None:
+            return
+        known = self._known_meshes.meshes.get(credentials.mesh) or KnownMesh(credentials.secret)
+        present = self._mesh.membership.present()
+        peers = [(a, i) for i, n in present.items() if i != self._self_id for a in n.addresses[:_KEPT_ADDRESSES]]
+        now = KnownMesh(credentials.secret, (peers or known.peers)[:_KEPT_PEERS], sorted(self._mesh.revoked()))
+        if self._known_meshes.meshes.get(credentials.mesh) != now:
+            self._known_meshes.meshes[credentials.mesh] = now
+            self._known_meshes.save()
+
+    # --- the placement ---
 
     async def _follow_placement(self) -> None:
+        """Every change of the view places the models again; only what differs for this node is carried out."""
         try:
             while True:
-                self._mesh.changed.clear()
+                seen = self._mesh.changes.version
                 self._adopt()
                 await self._open_tunnels()
-                self.router.placements = place_models(self._mesh.membership.present())
-                for placement in self.router.placements:
+                placements = place_models(self._mesh.membership.present())
+                self.router.update(placements)
+                for placement in placements:
                     self._emit_placement(placement)
-                self._want_file()
-                groups = [g for a in self.router.placements if (g := a.group_of(self._self_id))]
-                await self._run_group(groups[0] if groups else None)
-                await self._wait_for_change()
+                self._want_file(placements)
+                if self._hosting:
+                    await self._hosting.follow(next((g for p in placements if (g := p.group_of(self._self_id))), None))
+                await self._wait_for_change(seen)
         finally:
-            await self._stop_engine()
+            if self._hosting:
+                await self._hosting.stop()
 
-    async def _wait_for_change(self) -> None:
-        """Raises what ended the engine, if it ended."""
-        changed = asyncio.create_task(self._mesh.changed.wait(), name="mesh change")
-        waited = {changed} | ({self._engine_task} if self._engine_task else set())
+    async def _wait_for_change(self, seen: int) -> None:
+        """Raises what ended the engine, if it ended and this node with it."""
+        waits = [asyncio.create_task(self._mesh.changes.wait(seen), name="change")]
+        if self._hosting:
+            waits.append(asyncio.create_task(self._hosting.wait_ended(), name="engine's end"))
         try:
-            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            changed.cancel()
-        if self._engine_task and self._engine_task.done():
-            self._end_engine(self._engine_task)
+            for task in waits:
+                task.cancel()
+        if self._hosting and self._files and (failed := self._hosting.take_failure()):
+            self._files.exclude(failed)
         await asyncio.sleep(_SETTLE_S)
-
-    def _end_engine(self, task: asyncio.Task[None]) -> None:
-        """Raises what ended it, unless the mesh and not the user chose the model: then others may serve it."""
-        try:
-            task.result()
-        except MeshLlmError as error:
-            group, worker = self._group, self._worker
-            if not (group and worker and self._files) or group.model in worker.named:
-                raise
-            self._emit(f"{error}; this node leaves the model to others")
-            self._engine_task = self._group = None
-            self._announce_serving(False)
-            self._files.exclude(group.model)
 
     def _adopt(self) -> None:
         """What the mesh is asked for outlives who asked, while somebody has the file; drops outlive who dropped."""
-        me, present = self._mesh.membership.me, self._mesh.membership.present()
+        me, present = self._mesh.me, self._mesh.membership.present()
         if (drops := dropped(present)) != me.drops:
-            self._mesh.membership.announce(drops=drops)
+            self._mesh.announce(replace(self._mesh.me, drops=drops))
         if self._worker:
             on_disk = {m.fingerprint for n in present.values() for m in n.models}
             own = {m.fingerprint: m for m in self._worker.named}
@@ -247,22 +247,22 @@ class Node:
             wants = tuple((own | dict(sorted(others.items()))).values())[:MAX_MODELS]
             named = tuple(own)
             if (wants, named) != (me.wants, me.named):
-                self._mesh.membership.announce(wants=wants, named=named)
+                self._mesh.announce(replace(self._mesh.me, wants=wants, named=named))
             for model in own.values():
                 if drops.get(model.fingerprint, 0) % 2:
                     line = f"{model.name} was dropped in this mesh: mesh-llm drop --undo {model.name} brings it back"
                     self._emit_once(model, line)
 
-    def _want_file(self) -> None:
+    def _want_file(self, placements: Sequence[Placement]) -> None:
         """The file that this node should have: of the model that it is for, if it can be more than a stranger to it."""
         if self._files is None:
             return
         mine = next(
-            (a for a in self.router.placements if a.reasons.get(self._self_id) not in (None, StageStatus.OTHER_MODEL)),
+            (a for a in placements if a.reasons.get(self._self_id) not in (None, StageStatus.OTHER_MODEL)),
             None,
         )
         if mine:
-            me, present = self._mesh.membership.me, self._mesh.membership.present()
+            me, present = self._mesh.me, self._mesh.membership.present()
             owners = [n for i, n in present.items() if i != self._self_id and has_model(n, mine.model)]
             of_use = me.memory_bytes >= mine.need_bytes or (owners and within_reach(me, owners))
             mine = mine if of_use else None
@@ -273,63 +273,7 @@ class Node:
         assert self._worker
         for name, error in self._worker.missing.items():
             self._worker.named.append(await files.obtain(name, error))
-            self._mesh.changed.set()
-
-    async def _run_group(self, group: Group | None) -> None:
-        if group == self._group:
-            self.router.draining = False
-            return
-        if self._engine_task and self._works() and self.router.busy:
-            self.router.draining = True  # _watch_engine calls again when what is in work is done
-            self._announce_serving(False)
-            return
-        if self._engine_task:
-            self._announce_serving(False)
-            await self._stop_engine()
-        self.router.draining = False
-        self._group = None
-        self._announce_serving(False)
-        if group and self._still_a_stage(group):
-            return  # until the host, which drains perhaps, has let go: there is a change then
-        self._group = group
-        self._announce_serving(False)
-        if group and self._worker:
-            self._n_elections += 1
-            tunnels = [self._stage_address(node_id) for node_id in group.stages]
-            self._engine_task = asyncio.create_task(self._worker.serve(group, tunnels), name="engine")
-
-    def _works(self) -> bool:
-        """Whether the engine that runs can end what it has begun."""
-        present = self._mesh.membership.present()
-        ready = self._worker is not None and self._worker.ready
-        return ready and self._group is not None and all(i in present for i in self._group.nodes)
-
-    def _still_a_stage(self, group: Group) -> bool:
-        """Of another host: two models at once may be too much for the device's memory."""
-        others = [n for i, n in self._mesh.membership.present().items() if i not in group.nodes]
-        return any(self._self_id in serving.stages for n in others for serving in n.serving)
-
-    async def _stop_engine(self) -> None:
-        if self._engine_task:
-            self._engine_task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, MeshLlmError):
-                await self._engine_task
-            self._engine_task = None
-
-    def _announce_serving(self, ready: bool) -> None:
-        group = self._group
-        serving = (Serving(group.model.fingerprint, group.stages, ready),) if group else ()
-        if serving != self._mesh.membership.me.serving:
-            self._mesh.membership.announce(serving=serving)
-
-    async def _watch_engine(self) -> None:
-        """Ready is announced when every stage is loaded and the engine answers."""
-        while True:
-            await asyncio.sleep(_POLL_S)
-            if self._worker and self._group:
-                self._announce_serving(self._worker.ready and not self.router.draining)
-                if self.router.draining and not (self.router.busy and self._works()):
-                    self._mesh.changed.set()
+            self._mesh.changes.notify()
 
     def _emit_placement(self, placement: Placement) -> None:
         """One line for each new state of affairs."""
@@ -358,20 +302,23 @@ class Node:
 
     def _stream(self, link: Link, kind: StreamKind, stream: Stream) -> None:
         """A member wants something of this node."""
-        if kind is StreamKind.RPC and self._worker:
-            self._tunnels.spawn(serve_stream(stream, self.folder / "device.sock"), f"rpc of {link.peer_address}")
-        elif kind is StreamKind.HTTP and self._worker:
-            self._tunnels.spawn(serve_stream(stream, self.folder / "api.sock"), f"http of {link.peer_address}")
-        elif kind is StreamKind.TRANSFER and self._worker:
-            self._tunnels.spawn(self._worker.sharing.serve(stream), f"transfer to {link.peer_address}")
+        worker = self._worker
+        if worker is None:
+            stream.abort()
+        elif kind is StreamKind.RPC:
+            self._streams.spawn(
+                lambda: serve_stream(stream, self.folder / "device.sock"), f"rpc of {link.peer_address}"
+            )
+        elif kind is StreamKind.HTTP:
+            self._streams.spawn(lambda: serve_stream(stream, self.folder / "api.sock"), f"http of {link.peer_address}")
+        elif kind is StreamKind.TRANSFER:
+            self._streams.spawn(lambda: worker.sharing.serve(stream), f"transfer to {link.peer_address}")
         else:
             stream.abort()
 
-    def _stage_address(self, node_id: str) -> StageAddress:
-        from meshllm.node.worker import StageAddress
-
-        name = f"peer-{node_id[:16]}.sock"
-        return StageAddress(self._mesh.name_of(node_id), self.folder / name, f"unix:{name}")
+    def _stage_socket(self, node_id: str) -> Path:
+        """Leads to the device server of a worker."""
+        return self.folder / f"peer-{socket_id(node_id)}.sock"
 
     async def _open_tunnels(self) -> None:
         """One to the device server of every worker, for this host's engine and for this stage's pushes."""
@@ -379,7 +326,7 @@ class Node:
         workers = (
             {i for i, n in present.items() if n.role is Role.WORKER and i != self._self_id} if self._worker else set()
         )
-        wanted = {self.folder / f"peer-{i[:16]}.sock": i for i in workers}
+        wanted = {self._stage_socket(i): i for i in workers}
         for path, node_id in wanted.items():
             await self._tunnels.open(path, lambda i=node_id: self._mesh.open(i, StreamKind.RPC))  # type: ignore[misc]
         for path in list(self.folder.glob("peer-*.sock")):
@@ -388,30 +335,27 @@ class Node:
 
     # --- what it tells ---
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> MeshStatus:
         members = self._mesh.membership.members()
-        nodes = [describe_node(self._mesh.membership.me, "alive", None)]
-        nodes += [describe_node(m.announcement, str(m.state), self._mesh.link(i)) for i, m in sorted(members.items())]
-        return {
-            "api": 1,
-            "version": __version__,
-            "node_id": self._self_id,
-            "mesh_id": self._mesh.credentials.mesh,
-            "port": self._mesh.port,
-            "nodes": nodes,
-            "models": [describe_model(a) for a in self.router.placements],
-            "served": [m.name for m in self.router.served()],
-            "dropped": sorted(f for f, count in self._mesh.membership.me.drops.items() if count % 2),
-            "engine": self.router.describe_engine(),
-            "device_server": self._worker.server_counters() if self._worker else {},
-            "reason": self.router.reason_for(RequestInfo()),
-            "counts": {"elections": self._n_elections, "failures": self._mesh.membership.n_failures},
-            "latencies": self.router.latencies.describe(),
-        }
-
-    async def describe_all(self) -> dict[str, Any]:
-        """With what every host tells of its engine, by node id."""
-        return self.describe() | {"engines": await self.router.engines()}
+        nodes = [node_status(self._mesh.me, "alive", None)]
+        nodes += [node_status(m.announcement, str(m.state), self._mesh.link(i)) for i, m in sorted(members.items())]
+        n_elections = self._hosting.n_elections if self._hosting else 0
+        return MeshStatus(
+            api=API,
+            version=__version__,
+            node_id=self._self_id,
+            mesh_id=self._mesh.credentials.mesh,
+            port=self._mesh.port,
+            nodes=tuple(nodes),
+            models=tuple(model_status(placement) for placement in self.router.placements),
+            served=tuple(model.name for model in self.router.served()),
+            dropped=tuple(sorted(f for f, count in self._mesh.me.drops.items() if count % 2)),
+            engine=self.router.describe_engine(),
+            device_server=self._worker.server_counters() if self._worker else {},
+            reason=self.router.reason_for(RequestInfo()),
+            counts=CountStatus(n_elections, self._mesh.membership.n_failures),
+            latencies=self.router.latencies.status(),
+        )
 
     def drop(self, name: str, undo: bool) -> str:
         """Stops a model in the whole mesh, or lets it be served again. Returns its name. Raises UnknownModelError."""
@@ -420,8 +364,8 @@ class Node:
         fingerprint = find_model(name, models, [])
         drops = dropped(self._mesh.membership.present())
         if drops.get(fingerprint, 0) % 2 == undo:
-            self._mesh.membership.announce(drops=drops | {fingerprint: drops.get(fingerprint, 0) + 1})
-            self._mesh.changed.set()
+            self._mesh.announce(replace(self._mesh.me, drops=drops | {fingerprint: drops.get(fingerprint, 0) + 1}))
+            self._mesh.changes.notify()
         return next(n for n, f in models if f == fingerprint)
 
     # --- tokens ---
@@ -436,9 +380,9 @@ class Node:
         return encode_token(Token(credentials.mesh, self._self_id, self._addresses(), ticket))
 
     def revoke(self, token: Token) -> None:
-        revoked = self._mesh.membership.me.revoked
+        revoked = self._mesh.me.revoked
         if token.ticket.serial not in revoked:
-            self._mesh.membership.announce(revoked=(*revoked, token.ticket.serial))
+            self._mesh.announce(replace(self._mesh.me, revoked=(*revoked, token.ticket.serial)))
 
 
 def default_name() -> str:

@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import aiohttp
 
@@ -15,38 +15,44 @@ from meshllm.api import RequestInfo, Served, UnknownModelError, Upstream
 from meshllm.api.latencies import Latencies
 from meshllm.api.proxy import ENGINE_PATH, MODEL_HEADER
 from meshllm.api.routing import Affinity, Candidate, Loads, find_model
+from meshllm.errors import ProtocolError
 from meshllm.mesh.announcement import ModelInfo
+from meshllm.mesh.engine_status import MAX_ENGINE_BYTES, EngineStatus, EngineSummary, decode_engine, summarize
 from meshllm.mesh.groups import Placement, StageStatus
 from meshllm.mesh.mesh import Mesh
 from meshllm.mesh.rates import RequestRates
-from meshllm.node.status import checked_engine
+from meshllm.node.status import MeshStatus
 from meshllm.quic.transport import StreamKind
 from meshllm.quic.tunnel import Tunnels
-from meshllm.units import in_gb
+from meshllm.units import in_gb, socket_id
 
 if TYPE_CHECKING:
-    from meshllm.node.worker import Worker
+    from meshllm.node.hosting import Hosting
 
-_POLL_S = 0.1
-_TELL_S = 2.0  # for a host to tell of its engine
+_ENGINE_TIMEOUT_S = 2.0  # for a host to describe its engine
 _FAR_S = 1.0  # of who is not linked yet
 
 
 class Router:
-    """The endpoint's `PublicTarget`. `placements` is the node's; `draining`: the engine here takes nothing new."""
+    """The endpoint's `PublicTarget`, over the engine here and the hosts elsewhere."""
 
     def __init__(
-        self, mesh: Mesh, tunnels: Tunnels, folder: Path, worker: Worker | None, describe: Callable[[], dict[str, Any]]
+        self, mesh: Mesh, tunnels: Tunnels, folder: Path, hosting: Hosting | None, describe: Callable[[], MeshStatus]
     ) -> None:
-        self._mesh, self._tunnels, self._folder, self._worker = mesh, tunnels, folder, worker
+        self._mesh, self._tunnels, self._folder, self._hosting = mesh, tunnels, folder, hosting
         self.describe = describe
-        self._self_id = mesh.membership.me.node_id
+        self._self_id = mesh.me.node_id
         self.placements: Sequence[Placement] = ()
-        self.draining = False
         self.rates = RequestRates()
         self.latencies = Latencies()
         self._loads = Loads(time.monotonic)
         self._affinity = Affinity()
+
+    def update(self, placements: Sequence[Placement]) -> None:
+        """What the models of the mesh are assigned to now."""
+        if placements != self.placements:
+            self.placements = placements
+            self._mesh.changes.notify()
 
     # --- `PublicTarget` ---
 
@@ -70,6 +76,7 @@ class Router:
     async def acquire(self, info: RequestInfo, timeout_s: float) -> Upstream | None:
         deadline = time.monotonic() + timeout_s
         while True:
+            seen = self._mesh.changes.version
             hosts = self._hosts()
             fingerprint = self._model_of(info, hosts)
             if fingerprint in hosts:
@@ -77,9 +84,12 @@ class Router:
                 chosen = self._affinity.choose(candidates, info).node_id
                 self._affinity.remember(info, chosen)
                 return await self._upstream(chosen, fingerprint)
-            if self._waits(fingerprint) or time.monotonic() >= deadline:
+            remaining_s = deadline - time.monotonic()
+            if self._waits(fingerprint) or remaining_s <= 0:
                 return None
-            await asyncio.sleep(_POLL_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(remaining_s):
+                    await self._mesh.changes.wait(seen)
 
     def note_request(self, info: RequestInfo) -> None:
         with contextlib.suppress(UnknownModelError):
@@ -87,7 +97,7 @@ class Router:
                 self.rates.count(fingerprint, time.monotonic())
 
     def failure_passes(self) -> bool:
-        engine = self._worker.engine if self._worker else None
+        engine = self._hosting.engine if self._hosting else None
         return engine is None or engine.stage_lost
 
     # --- what the others' answers come from ---
@@ -99,60 +109,53 @@ class Router:
 
     def acquire_local(self, fingerprint: str) -> Upstream | None:
         """For a request of another node's: the engine here, if it serves that model."""
-        socket = self._own_socket()
-        if socket is None or fingerprint not in ("", self._own_model()):
+        hosting = self._hosting
+        if hosting is None or hosting.socket is None or fingerprint not in ("", hosting.fingerprint):
             return None
-        return self._counted(self._self_id, socket, {})
+        return self._counted(self._self_id, hosting.socket, {})
 
     async def wait_served(self) -> None:
         """Until a request would be answered."""
-        while await self.acquire(RequestInfo(), 0) is None:  # noqa: ASYNC110 - many things may bring it about
-            await asyncio.sleep(_POLL_S)
+        while True:
+            seen = self._mesh.changes.version
+            if self._hosts():
+                return
+            await self._mesh.changes.wait(seen)
 
-    def describe_engine(self) -> dict[str, Any] | None:
+    def describe_engine(self) -> EngineStatus | None:
         """Of this node; None when it is no host."""
-        engine = self._worker.engine if self._worker else None
+        engine = self._hosting.engine if self._hosting else None
         return engine.describe() if engine else None
 
-    async def engines(self) -> dict[str, Any]:
-        """What every host tells of its engine, also while it loads; those that do not answer are left out."""
+    async def engines(self) -> dict[str, EngineSummary]:
+        """The engines of all hosts, also while they load, by node id; without those that do not answer in time."""
         own = self.describe_engine()
         others = sorted(i for i, n in self._mesh.membership.present().items() if n.serving and i != self._self_id)
-        told = await asyncio.gather(*(self._engine_of(node_id) for node_id in others))
-        found = {self._self_id: checked_engine(own)} | dict(zip(others, told, strict=True))
+        answers = await asyncio.gather(*(self._engine_of(node_id) for node_id in others))
+        found = {self._self_id: summarize(own) if own else None} | dict(zip(others, answers, strict=True))
         return {node_id: engine for node_id, engine in found.items() if engine}
 
-    async def _engine_of(self, node_id: str) -> Any:
-        timeout = aiohttp.ClientTimeout(total=_TELL_S)
-        with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError, ValueError):
+    async def _engine_of(self, node_id: str) -> EngineSummary | None:
+        timeout = aiohttp.ClientTimeout(total=_ENGINE_TIMEOUT_S)
+        with contextlib.suppress(aiohttp.ClientError, OSError, ProtocolError):
             connector = aiohttp.UnixConnector(path=str(await self._tunnel_to(node_id)))
             async with (
                 aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
                 session.get(f"http://host{ENGINE_PATH}") as response,
             ):
-                return checked_engine(await response.json())
+                return decode_engine(await _bounded(response, MAX_ENGINE_BYTES))
         return None
 
     async def _tunnel_to(self, node_id: str) -> Path:
-        path = self._folder / f"http-{node_id[:16]}.sock"
+        path = self._folder / f"http-{socket_id(node_id)}.sock"
         await self._tunnels.open(path, lambda: self._mesh.open(node_id, StreamKind.HTTP))
         return path
-
-    def _own_socket(self) -> Path | None:
-        worker = self._worker
-        if worker is None or worker.engine is None or not worker.ready or self.draining or worker.engine.stage_lost:
-            return None
-        return worker.engine.socket
-
-    def _own_model(self) -> str:
-        """Fingerprint."""
-        return next((s.fingerprint for s in self._mesh.membership.me.serving), "")
 
     def _hosts(self) -> dict[str, list[str]]:
         """Ready servers by model, this node first."""
         found: dict[str, list[str]] = {}
-        if self._own_socket():
-            found[self._own_model()] = [self._self_id]
+        if self._hosting and self._hosting.socket:
+            found[self._hosting.fingerprint] = [self._self_id]
         for node_id, node in sorted(self._mesh.membership.present().items()):
             for serving in node.serving if node_id != self._self_id else ():
                 if serving.ready:
@@ -191,17 +194,23 @@ class Router:
         return link.rtt_s if link and link.rtt_s is not None else _FAR_S
 
     async def _upstream(self, node_id: str, fingerprint: str) -> Upstream:
-        if node_id == self._self_id and (socket := self._own_socket()):
-            return self._counted(self._self_id, socket, {})
+        if node_id == self._self_id and self._hosting and self._hosting.socket:
+            return self._counted(self._self_id, self._hosting.socket, {})
         return self._counted(node_id, await self._tunnel_to(node_id), {MODEL_HEADER: fingerprint})
 
     def _counted(self, node_id: str, socket: Path, headers: dict[str, str]) -> Upstream:
         loads = self._loads
+
+        def end() -> None:
+            loads.end(node_id)
+            if node_id == self._self_id and self._hosting:
+                self._hosting.request_ended()
+
         return Upstream(
             socket,
             headers,
             begin=lambda: loads.begin(node_id),
-            end=lambda: loads.end(node_id),
+            end=end,
             report=lambda busy: loads.report(node_id, busy),
             failed=lambda: loads.fail(node_id),
         )
@@ -220,7 +229,7 @@ class LocalTarget:
     def busy(self) -> int:
         return self._router.busy
 
-    def describe_engine(self) -> dict[str, Any] | None:
+    def describe_engine(self) -> EngineStatus | None:
         return self._router.describe_engine()
 
     def reason_for(self, info: RequestInfo) -> str:
@@ -231,6 +240,16 @@ class LocalTarget:
 
     def failure_passes(self) -> bool:
         return self._router.failure_passes()
+
+
+async def _bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    """The body. Raises ProtocolError when it is longer."""
+    body = b""
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > limit:
+            raise ProtocolError(f"an answer of more than {limit} bytes")
+    return body
 
 
 def waiting_line(placement: Placement, placements: Sequence[Placement]) -> str:

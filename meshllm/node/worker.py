@@ -20,6 +20,7 @@ from meshllm.engine import (
     find_binaries,
     make_launch_spec,
 )
+from meshllm.engine.launch import StageAddress
 from meshllm.errors import EngineError, MeshLlmError
 from meshllm.mesh.announcement import ModelInfo
 from meshllm.mesh.groups import Group
@@ -50,15 +51,6 @@ class WorkerConfig:
     engine_args: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class StageAddress:
-    """A stage as the host reaches it: a socket on this machine, and its name beside the other stages."""
-
-    name: str
-    socket: Path
-    peer_address: str
-
-
 class Worker:
     """`emit` gets one line per event, `progress` the present step of loading.
 
@@ -69,7 +61,7 @@ class Worker:
         self, config: WorkerConfig, emit: Callable[[str], None], progress: Callable[[str], None], log: IO[str] | None
     ) -> None:
         self._config = config
-        self._emit, self._progress, self._log = emit, progress, log
+        self.emit, self._progress, self._log = emit, progress, log
         self._binaries = find_binaries(config.bin_dir)
         self._store = Store(emit)
         self.named: list[ModelInfo] = []
@@ -95,7 +87,7 @@ class Worker:
         self.named = [*(m for m in self.named if m != info), info]
 
     def files(self, mesh: Mesh) -> ModelFiles:
-        return ModelFiles(mesh, self._store, self._binaries.leash, self._offer, self._emit, self._progress)
+        return ModelFiles(mesh, self._store, self._binaries.leash, self._offer, self.emit, self._progress)
 
     # --- what the node announces ---
 
@@ -152,14 +144,14 @@ class Worker:
             try:
                 self._server.set_models(self._model_files())
             except MeshLlmError as error:  # a file went away just now: the next scan knows
-                self._emit(str(error))
+                self.emit(str(error))
 
     async def report(self) -> None:
         """What the device server has to say, until cancelled."""
         while True:
             await asyncio.sleep(_LOG_INTERVAL_S)
             for line in self._server.take_log() if self._server else ():
-                self._emit(line)
+                self.emit(line)
 
     async def stop_server(self) -> None:
         if self._server:
@@ -170,30 +162,35 @@ class Worker:
 
     # --- the engine ---
 
-    async def serve(self, group: Group, tunnels: Sequence[StageAddress]) -> None:
-        """Runs the engine as host of `group` until cancelled. Raises EngineError when it cannot run without stages."""
+    async def serve(self, group: Group, stages: Sequence[tuple[str, Path]], on_change: Callable[[], None]) -> None:
+        """Runs the engine as host of `group` until cancelled. Raises EngineError when it cannot run without stages.
+
+        `stages`: names of the peers, and the sockets that lead to their device servers. `on_change` is called when
+        the state of the engine changes.
+        """
         while True:
             try:
-                spec = await self._launch_spec(group, tunnels)
-                self.engine = Engine(spec, self._emit, self._progress, self._log)
+                spec = await self._launch_spec(group, stages)
+                self.engine = Engine(spec, self.emit, self._progress, self._log, on_change)
                 await self.engine.run()
             except MeshLlmError as error:
                 if not group.stages:
                     raise
-                self._emit(f"{error}; trying again in {_RETRY_S:g} s")
+                self.emit(f"{error}; trying again in {_RETRY_S:g} s")
             finally:
                 self.engine = None
+                on_change()
             await asyncio.sleep(_RETRY_S)
 
-    async def _launch_spec(self, group: Group, tunnels: Sequence[StageAddress]) -> LaunchSpec:
+    async def _launch_spec(self, group: Group, stages: Sequence[tuple[str, Path]]) -> LaunchSpec:
         model = self._store.models.get(group.model.fingerprint)
         if model is None:
             raise EngineError(f"{group.model.name} is no longer on this machine's disk")
         servers: list[StageServer] = []
-        for tunnel in tunnels:
-            address = f"unix:{tunnel.socket}"
-            info = await asyncio.to_thread(rpc.probe, address, _PROBE_TIMEOUT_S)
-            servers.append(StageServer(tunnel.name, address, tunnel.peer_address, info))
+        for name, socket in stages:
+            # Another stage finds the socket of the same name beside its own.
+            at = StageAddress(name, f"unix:{socket}", f"unix:{socket.name}")
+            servers.append(StageServer(at, await asyncio.to_thread(rpc.probe, at.address, _PROBE_TIMEOUT_S)))
         shares: list[float] = []
         for server, share in zip(servers, group.shares, strict=False):
             memory = [max(device.memory_free, 1) for device in server.info.devices]

@@ -8,6 +8,7 @@ import random
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -77,7 +78,7 @@ class Bench:
     def peer(self, secret: bytes | None = SECRET, identity: Identity | None = None, **credentials: Any) -> Peer:
         peer = Peer(Credentials(MESH, secret, **credentials), identity or make_identity(), self._engine())
         self._stack.push_async_callback(peer.leave)
-        peer.mesh.membership.announce(addresses=(peer.address,))
+        peer.mesh.announce(replace(peer.mesh.me, addresses=(peer.address,)))
         return peer
 
     def endpoint(self) -> Transport:
@@ -168,7 +169,7 @@ def test_revocation_outlives_who_said_it() -> None:
     async def work(bench: Bench) -> None:
         seed, other = await joined(bench)
         token = token_of(seed)
-        seed.mesh.membership.announce(revoked=(token.ticket.serial,))
+        seed.mesh.announce(replace(seed.mesh.me, revoked=(token.ticket.serial,)))
         await until(lambda: other.mesh.membership.me.revoked == (token.ticket.serial,))
         stranger = bench.peer(None, ticket=token.ticket)
         await asyncio.sleep(0)
