@@ -32,8 +32,9 @@ import uvloop
 from aioquic.quic.configuration import QuicConfiguration
 from cryptography.hazmat.primitives import serialization
 
-from meshllm.mesh.identity import make_identity
-from meshllm.mesh.transport import Link, Stream, StreamKind, engine_named
+from meshllm.quic.identity import make_identity
+from meshllm.quic.stacks import stack_named
+from meshllm.quic.transport import Link, Stream, StreamKind
 
 CHUNK = 1 << 18
 MB, PIECE = 1e6, 4_000_000
@@ -146,10 +147,10 @@ def cpu_s() -> float:
 
 # --- jobs ---
 
-Ask = Callable[[int, int], Any]
+RequestInfo = Callable[[int, int], Any]
 
 
-async def measure(ask: Ask, job: str) -> dict[str, float]:
+async def measure(ask: RequestInfo, job: str) -> dict[str, float]:
     """`job`: latency[:N], bulk:MEGABYTES, timed:SECONDS (bulk), or idle:SECONDS (a message, a pause, two messages)."""
     name, _, argument = job.partition(":")
     if name == "timed":
@@ -191,7 +192,7 @@ def run_to_end(work: Coroutine[Any, Any, Any]) -> Any:
     raise AssertionError("it suspends")
 
 
-async def timed(ask: Ask, size: int) -> float:
+async def timed(ask: RequestInfo, size: int) -> float:
     began = time.perf_counter()
     await ask(ECHO, size)
     return (time.perf_counter() - began) * 1e3
@@ -234,7 +235,7 @@ def stock(is_client: bool) -> QuicConfiguration:
 
 
 def transport(engine: str, control: str, on_stream: Callable[[Stream], None]) -> Any:
-    make = engine_named(engine)
+    make = stack_named(engine)
     if control:
         make = functools.partial(make, congestion_control=control)
     return make(make_identity(), lambda _link: None, lambda _link, _kind, stream: on_stream(stream))

@@ -1,8 +1,17 @@
 """The endpoint that clients talk to."""
 
 from meshllm.api.access import Access
-from meshllm.api.proxy import make_app, make_inner_app
-from meshllm.api.routing import Ask, UnknownModelError
-from meshllm.api.target import Place, Served, Target
+from meshllm.api.proxy import make_app, make_peer_app
+from meshllm.api.routing import RequestInfo, UnknownModelError
+from meshllm.api.target import PublicTarget, Served, Upstream
 
-__all__ = ["Access", "Ask", "Place", "Served", "Target", "UnknownModelError", "make_app", "make_inner_app"]
+__all__ = [
+    "Access",
+    "PublicTarget",
+    "RequestInfo",
+    "Served",
+    "UnknownModelError",
+    "Upstream",
+    "make_app",
+    "make_peer_app",
+]

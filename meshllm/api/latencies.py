@@ -2,7 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 BOUNDS_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+
+
+@dataclass(frozen=True)
+class HistogramStatus:
+    """`buckets`: upper bound in seconds, and how many answers took no longer. `sum` in seconds."""
+
+    buckets: tuple[tuple[float, int], ...]
+    count: int
+    sum: float
+
+
+@dataclass(frozen=True)
+class LatencyStatus:
+    first_byte: HistogramStatus
+    answer: HistogramStatus
 
 
 class Histogram:
@@ -16,16 +33,16 @@ class Histogram:
         for i, bound in enumerate(BOUNDS_S):
             self._counts[i] += seconds <= bound
 
-    def describe(self) -> dict[str, object]:
-        """`buckets`: upper bound in seconds, and answers that took no longer."""
-        buckets = [[bound, count] for bound, count in zip(BOUNDS_S, self._counts, strict=True)]
-        return {"buckets": buckets, "count": self._count, "sum": round(self._sum, 6)}
+    def status(self) -> HistogramStatus:
+        return HistogramStatus(tuple(zip(BOUNDS_S, self._counts, strict=True)), self._count, round(self._sum, 6))
 
 
 class Latencies:
+    """Of POST requests at one endpoint."""
+
     def __init__(self) -> None:
         self.first_byte = Histogram()
         self.answer = Histogram()
 
-    def describe(self) -> dict[str, object]:
-        return {"first_byte": self.first_byte.describe(), "answer": self.answer.describe()}
+    def status(self) -> LatencyStatus:
+        return LatencyStatus(self.first_byte.status(), self.answer.status())

@@ -16,8 +16,8 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from meshllm.api.access import KEY_HEADERS, Access, add_cors, middleware
 from meshllm.api.errors import error_response
 from meshllm.api.latencies import Latencies
-from meshllm.api.routing import Ask, NotJsonError, UnknownModelError, read_ask
-from meshllm.api.target import Hosts, OwnEngine, Place, Served, Target
+from meshllm.api.routing import NotJsonError, RequestInfo, UnknownModelError, read_request_info
+from meshllm.api.target import PeerTarget, PublicTarget, Served, Target, Upstream
 
 HOLD_S = 60.0  # how long a request waits for an engine that is loading
 MAX_BODY_BYTES = 64 << 20  # images come inside
@@ -26,7 +26,7 @@ _READ_IN_THREAD = 1 << 20  # bytes of JSON that would hold up the event loop
 # From node to node, and never further:
 MODEL_HEADER = "Mesh-LLM-Model"  # the fingerprint that the asking node thinks the host serves
 ENGINE_PATH = "/mesh/engine"  # what a host tells of its engine
-_ASK_AGAIN = "Mesh-LLM-Ask-Again"  # this host has no engine for it at present
+_TRY_ELSEWHERE = "Mesh-LLM-Ask-Again"  # this host has no engine for it at present
 _BUSY = "Mesh-LLM-Busy"  # requests in work at the host
 _OURS = "mesh-llm-"
 _MAX_ATTEMPTS = 3  # a request that kills engines may not kill them for ever
@@ -36,11 +36,11 @@ _HOP_BY_HOP = {"connection", "keep-alive", "proxy-authenticate", "proxy-authoriz
 _HOP_BY_HOP |= {"transfer-encoding", "upgrade", "proxy-connection"}
 
 
-class _AskAgain(aiohttp.ClientError):
+class _TryElsewhere(aiohttp.ClientError):
     """Nothing was computed, or nothing of it can be had; somebody else may serve the request."""
 
 
-class _Upstreams:
+class _Sessions:
     """One client session per Unix socket."""
 
     def __init__(self) -> None:
@@ -58,11 +58,11 @@ class _Upstreams:
             await session.close()
 
 
-_UPSTREAMS = web.AppKey("upstreams", _Upstreams)
+_SESSIONS = web.AppKey("upstreams", _Sessions)
 
 
 def make_app(
-    target: Target, access: Access, routes: Sequence[web.RouteDef] = (), public: Collection[str] = ()
+    target: PublicTarget, access: Access, routes: Sequence[web.RouteDef] = (), public: Collection[str] = ()
 ) -> web.Application:
     """The endpoint of people and programs. `routes` come before its own; `public` paths need no key."""
 
@@ -71,11 +71,11 @@ def make_app(
         if isinstance(body, web.Response):
             return body
         try:
-            ask = await _read_ask(request, body)
+            info = await _read_request_info(request, body)
         except NotJsonError as error:
             return error_response(400, "invalid_request_error", str(error))
         if request.method == "POST":
-            target.note_request(ask)
+            target.note_request(info)
         headers = end_to_end(request.headers)
         for name in [
             n for n in headers if n.lower().startswith(_OURS) or (access.api_key and n.lower() in KEY_HEADERS)
@@ -83,7 +83,7 @@ def make_app(
             headers.popall(name, None)
         hold_s = 0.0 if request.path == "/health" else HOLD_S
         latencies = target.latencies if request.method == "POST" else None
-        return await _pass_on_somewhere(request, body, ask, headers, target, hold_s, _outer_headers, latencies)
+        return await _pass_on_somewhere(request, body, info, headers, target, hold_s, _outer_headers, latencies)
 
     async def models(_request: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [describe_model(m) for m in target.served()]})
@@ -101,7 +101,7 @@ def make_app(
 
     app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[middleware(access, {"/health", *public})])
     app.on_response_prepare.append(add_cors)
-    app.cleanup_ctx.append(_with_upstreams)
+    app.cleanup_ctx.append(_with_sessions)
     app.router.add_routes(routes)
     app.router.add_get("/mesh/status", status)
     app.router.add_get("/v1/models", models)
@@ -111,37 +111,37 @@ def make_app(
     return app
 
 
-def make_inner_app(own: OwnEngine) -> web.Application:
+def make_peer_app(own: PeerTarget) -> web.Application:
     """The endpoint of other nodes: for the engine of this one, and nothing further."""
 
     async def forward(request: web.Request) -> web.StreamResponse:
         body = await read_body(request)
         if isinstance(body, web.Response):
             return body
-        ask = Ask(request.headers.get(MODEL_HEADER, ""))
+        info = RequestInfo(request.headers.get(MODEL_HEADER, ""))
         headers = end_to_end(request.headers)
         headers.popall(MODEL_HEADER, None)
 
-        def answer_headers(upstream: CIMultiDict[str]) -> CIMultiDict[str]:
-            upstream[_BUSY] = str(own.busy)
-            return upstream
+        def answer_headers(answer: CIMultiDict[str]) -> CIMultiDict[str]:
+            answer[_BUSY] = str(own.busy)
+            return answer
 
-        return await _pass_on_somewhere(request, body, ask, headers, own, 0.0, answer_headers)
+        return await _pass_on_somewhere(request, body, info, headers, own, 0.0, answer_headers)
 
     async def engine(_request: web.Request) -> web.Response:
         return web.json_response(body=orjson.dumps(own.describe_engine()))
 
     app = web.Application(client_max_size=MAX_BODY_BYTES)
-    app.cleanup_ctx.append(_with_upstreams)
+    app.cleanup_ctx.append(_with_sessions)
     app.router.add_get(ENGINE_PATH, engine)
     app.router.add_route("*", "/{path:.*}", forward)
     return app
 
 
-async def _with_upstreams(app: web.Application) -> AsyncIterator[None]:
-    app[_UPSTREAMS] = _Upstreams()
+async def _with_sessions(app: web.Application) -> AsyncIterator[None]:
+    app[_SESSIONS] = _Sessions()
     yield
-    await app[_UPSTREAMS].close()
+    await app[_SESSIONS].close()
 
 
 async def read_body(request: web.Request) -> bytes | web.Response:
@@ -152,12 +152,12 @@ async def read_body(request: web.Request) -> bytes | web.Response:
         return error_response(413, "invalid_request_error", f"the body is over {MAX_BODY_BYTES >> 20} MiB")
 
 
-async def _read_ask(request: web.Request, body: bytes) -> Ask:
+async def _read_request_info(request: web.Request, body: bytes) -> RequestInfo:
     model = request.query.get("model", "")
     is_json = bool(body) and request.content_type == "application/json"
     if len(body) > _READ_IN_THREAD:
-        return await asyncio.to_thread(read_ask, body, model, is_json)
-    return read_ask(body, model, is_json)
+        return await asyncio.to_thread(read_request_info, body, model, is_json)
+    return read_request_info(body, model, is_json)
 
 
 _HeaderChange = Callable[[CIMultiDict[str]], CIMultiDict[str]]
@@ -166,37 +166,37 @@ _HeaderChange = Callable[[CIMultiDict[str]], CIMultiDict[str]]
 async def _pass_on_somewhere(
     request: web.Request,
     body: bytes,
-    ask: Ask,
+    info: RequestInfo,
     headers: CIMultiDict[str],
-    hosts: Hosts,
+    hosts: Target,
     hold_s: float,
     answer_headers: _HeaderChange,
     latencies: Latencies | None = None,
 ) -> web.StreamResponse:
     deadline, attempts = time.monotonic() + hold_s, 0
     try:
-        while place := await hosts.place_for(ask, deadline - time.monotonic()):
+        while upstream := await hosts.acquire(info, deadline - time.monotonic()):
             try:
-                with place:
-                    return await pass_on(request, body, headers, place, hosts, answer_headers, latencies)
+                with upstream:
+                    return await pass_on(request, body, headers, upstream, hosts, answer_headers, latencies)
             except aiohttp.ClientError as error:
-                place.failed()
+                upstream.failed()
                 # Nothing was answered. Who cannot be connected to has not died of the request.
-                attempts += not isinstance(error, aiohttp.ClientConnectorError | _AskAgain)
+                attempts += not isinstance(error, aiohttp.ClientConnectorError | _TryElsewhere)
                 if attempts >= _MAX_ATTEMPTS or time.monotonic() >= deadline:
                     break
                 await asyncio.sleep(_RETRY_S)
     except UnknownModelError as error:
         return error_response(404, "not_found_error", str(error))
-    return unavailable(hosts.reason_for(ask))
+    return unavailable(hosts.reason_for(info))
 
 
 async def pass_on(
     request: web.Request,
     body: bytes,
     headers: CIMultiDict[str],
-    place: Place,
-    hosts: Hosts,
+    upstream: Upstream,
+    hosts: Target,
     answer_headers: _HeaderChange,
     latencies: Latencies | None,
 ) -> web.StreamResponse:
@@ -204,31 +204,31 @@ async def pass_on(
 
     Raises aiohttp.ClientError as long as nothing of the answer has been sent.
     """
-    headers = CIMultiDict([*headers.items(), *place.headers.items()])
+    headers = CIMultiDict([*headers.items(), *upstream.headers.items()])
     began = time.monotonic()
     async with (
-        request.app[_UPSTREAMS]
-        .session(place.socket)
+        request.app[_SESSIONS]
+        .session(upstream.socket)
         .request(
             request.method,
             f"http://engine{request.raw_path}",
             headers=headers,
             data=body or None,
             allow_redirects=False,
-        ) as upstream
+        ) as answer
     ):
-        if (busy := upstream.headers.get(_BUSY, "")).isdigit():
-            place.report(int(busy))
-        if _ASK_AGAIN in upstream.headers or (upstream.status == 500 and hosts.failure_passes()):
-            raise _AskAgain
-        response = web.StreamResponse(status=upstream.status, headers=answer_headers(end_to_end(upstream.headers)))
-        if "Content-Length" not in upstream.headers and request.method != "HEAD":
+        if (busy := answer.headers.get(_BUSY, "")).isdigit():
+            upstream.report(int(busy))
+        if _TRY_ELSEWHERE in answer.headers or (answer.status == 500 and hosts.failure_passes()):
+            raise _TryElsewhere
+        response = web.StreamResponse(status=answer.status, headers=answer_headers(end_to_end(answer.headers)))
+        if "Content-Length" not in answer.headers and request.method != "HEAD":
             response.enable_chunked_encoding()
         await response.prepare(request)
         if latencies:
             latencies.first_byte.observe(time.monotonic() - began)
         try:
-            async for chunk in upstream.content.iter_any():
+            async for chunk in answer.content.iter_any():
                 await response.write(chunk)
         except aiohttp.ClientError:
             # The engine died in the middle: an answer cut off must not look complete.
@@ -262,5 +262,5 @@ def describe_model(model: Served) -> dict[str, object]:
 def unavailable(reason: str) -> web.Response:
     response = error_response(503, "unavailable_error", reason or "the engine is being restarted")
     response.headers["Retry-After"] = "2"
-    response.headers[_ASK_AGAIN] = "1"  # for another node; nobody else minds
+    response.headers[_TRY_ELSEWHERE] = "1"  # for another node; nobody else minds
     return response

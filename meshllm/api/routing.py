@@ -30,7 +30,7 @@ class UnknownModelError(MeshLlmError):
 
 
 @dataclass(frozen=True)
-class Ask:
+class RequestInfo:
     """What a request tells of itself: the model by any of its names, "" for none; digests of longer and longer
     beginnings of its prompt."""
 
@@ -38,7 +38,7 @@ class Ask:
     prefixes: tuple[bytes, ...] = ()
 
 
-def read_ask(body: bytes, query_model: str = "", must_be_json: bool = False) -> Ask:
+def read_request_info(body: bytes, query_model: str = "", must_be_json: bool = False) -> RequestInfo:
     """Of a JSON body; anything else asks for nothing in particular. Raises NotJsonError if it `must_be_json`."""
     content: Any = {}
     try:
@@ -50,7 +50,7 @@ def read_ask(body: bytes, query_model: str = "", must_be_json: bool = False) -> 
     if not isinstance(content, dict):
         content = {}
     model = content.get("model") or query_model
-    return Ask(model if isinstance(model, str) else "", tuple(_prefixes(content)))
+    return RequestInfo(model if isinstance(model, str) else "", tuple(_prefixes(content)))
 
 
 def _prefixes(content: dict[str, Any]) -> Iterable[bytes]:
@@ -94,18 +94,18 @@ class Affinity:
     def __init__(self) -> None:
         self._seen: OrderedDict[bytes, str] = OrderedDict()
 
-    def choose(self, candidates: Sequence[Candidate], ask: Ask) -> Candidate:
+    def choose(self, candidates: Sequence[Candidate], info: RequestInfo) -> Candidate:
         """The least loaded, and of those the nearest; or who has the longest beginning, if not much more loaded."""
         best = min(candidates, key=lambda c: (c.busy, c.distance, c.node_id))
         by_id = {c.node_id: c for c in candidates}
-        for digest in reversed(ask.prefixes):
+        for digest in reversed(info.prefixes):
             cached = by_id.get(self._seen.get(digest, ""))
             if cached:
                 return cached if cached.busy - best.busy <= _WORTH_WAITING else best
         return best
 
-    def remember(self, ask: Ask, node_id: str) -> None:
-        for digest in ask.prefixes:
+    def remember(self, info: RequestInfo, node_id: str) -> None:
+        for digest in info.prefixes:
             self._seen[digest] = node_id
             self._seen.move_to_end(digest)
         while len(self._seen) > _MAX_REMEMBERED:

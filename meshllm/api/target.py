@@ -6,14 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Protocol
 
 from meshllm.api.latencies import Latencies
-from meshllm.api.routing import Ask
+from meshllm.api.routing import RequestInfo
+from meshllm.mesh.engine_status import EngineStatus
 
 
 @dataclass(frozen=True)
-class Place:
+class Upstream:
     """A server for one request, at a Unix socket. Use as `with` for as long as the request is in work.
 
     `headers` go with the request; `report` gets what the server says of its load, `failed` is told when it cannot be
@@ -27,7 +28,7 @@ class Place:
     report: Callable[[int], None] = lambda _busy: None
     failed: Callable[[], None] = lambda: None
 
-    def __enter__(self) -> Place:
+    def __enter__(self) -> Upstream:
         self.begin()
         return self
 
@@ -47,14 +48,14 @@ class Served:
     n_layers: int
 
 
-class Hosts(Protocol):
+class Target(Protocol):
     """Who serves requests now."""
 
-    def reason_for(self, ask: Ask) -> str:
+    def reason_for(self, info: RequestInfo) -> str:
         """Why nobody serves it."""
         ...
 
-    async def place_for(self, ask: Ask, timeout_s: float) -> Place | None:
+    async def acquire(self, info: RequestInfo, timeout_s: float) -> Upstream | None:
         """Waits for one; None when there will be none in time. Raises UnknownModelError."""
         ...
 
@@ -63,7 +64,7 @@ class Hosts(Protocol):
         ...
 
 
-class Target(Hosts, Protocol):
+class PublicTarget(Target, Protocol):
     """What the endpoint of people and programs asks."""
 
     @property
@@ -73,16 +74,16 @@ class Target(Hosts, Protocol):
 
     def served(self) -> list[Served]: ...
 
-    def note_request(self, ask: Ask) -> None:
+    def note_request(self, info: RequestInfo) -> None:
         """A request came that wants a model's answer."""
         ...
 
-    def describe(self) -> dict[str, Any]:
-        """What GET /mesh/status answers."""
+    def describe(self) -> object:
+        """What GET /mesh/status answers: a record that JSON can be made of."""
         ...
 
 
-class OwnEngine(Hosts, Protocol):
+class PeerTarget(Target, Protocol):
     """What the endpoint of other nodes asks: of the engine of this one."""
 
     @property
@@ -90,4 +91,4 @@ class OwnEngine(Hosts, Protocol):
         """Requests in work there."""
         ...
 
-    def describe_engine(self) -> dict[str, Any] | None: ...
+    def describe_engine(self) -> EngineStatus | None: ...

@@ -10,8 +10,9 @@ from typing import Any
 import click
 import orjson
 
-from meshllm.cli.ask_node import ask_node, port_option
+from meshllm.cli.control import ask_node, port_option
 from meshllm.errors import MeshLlmError
+from meshllm.node.status import Snippet
 
 _PROVIDER = "mesh-llm"
 NO_KEY = "mesh-llm"  # what programs send that insist on a key
@@ -26,16 +27,16 @@ def launch_lines(url: str, models: Sequence[str], key: str) -> list[str]:
     return [f"pi:    {pi}   (once: mesh-llm agents)", f"goose: {goose}"]
 
 
-def snippets(url: str, models: Sequence[str], key: str) -> list[dict[str, str]]:
+def snippets(url: str, models: Sequence[str], key: str) -> list[Snippet]:
     """What there is to copy: title and text."""
     if not models:
         return []
     pi, goose = _commands(url, models[0], key)
     config = orjson.dumps(_pi_models(url, models, key), option=orjson.OPT_INDENT_2).decode()
     return [
-        {"title": "pi", "text": pi},
-        {"title": "~/.pi/agent/models.json for pi", "text": config},
-        {"title": "goose", "text": goose},
+        Snippet("pi", pi),
+        Snippet("~/.pi/agent/models.json for pi", config),
+        Snippet("goose", goose),
     ]
 
 

@@ -10,6 +10,7 @@ import click
 from meshllm import rpc
 from meshllm.cli.output import Output
 from meshllm.models.store import Store, resolve
+from meshllm.units import GB, in_gb
 
 _LOG_INTERVAL_S = 0.5
 
@@ -41,7 +42,7 @@ def device_server(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     output = Output()
-    store = Store(output.say)
+    store = Store(output.emit)
     if not models:
         store.scan()
     offered = [resolve(name) for name in models] or list(store.models.values())
@@ -50,15 +51,15 @@ def device_server(
         devices,
         [(model.fingerprint(), model.files) for model in offered],
         threads=threads,
-        memory_limit_bytes=int((max_vram or 0) * 1e9),
+        memory_limit_bytes=int((max_vram or 0) * GB),
         allow_remote=allow_remote,
     )
     names = ", ".join(model.name for model in offered) or "none"
-    lent = ", ".join(f"{d.name} ({d.memory_free / 1e9:.1f} GB)" for d in server.devices)
-    output.say(f"listening on {server.address}; devices: {lent}; models: {names}")
+    lent = ", ".join(f"{d.name} ({in_gb(d.memory_free)})" for d in server.devices)
+    output.emit(f"listening on {server.address}; devices: {lent}; models: {names}")
     while not stop.wait(_LOG_INTERVAL_S):
         for line in server.take_log():
-            output.say(line)
+            output.emit(line)
     server.stop()
     done = server.counters()
-    output.say(f"served {done['graphs_computed']} graphs in {done['compute_ns'] / 1e9:.3f} s of computing")
+    output.emit(f"served {done['graphs_computed']} graphs in {done['compute_ns'] / 1e9:.3f} s of computing")

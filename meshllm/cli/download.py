@@ -12,8 +12,10 @@ from meshllm.errors import MeshLlmError
 from meshllm.models.catalog import CATALOG, Entry
 from meshllm.models.download import download as fetch
 from meshllm.models.download import find_source
-from meshllm.models.folders import find_models, models_folder
+from meshllm.models.folders import find_models
 from meshllm.models.names import entry_of, matching
+from meshllm.paths import models_folder
+from meshllm.units import in_gb
 
 _LINE_S = 5.0  # between lines where there is no terminal
 
@@ -48,7 +50,7 @@ def catalog_lines() -> list[str]:
         known.update(here)
         rows.append(_row(entry, bool(here)))
     for name in sorted(on_disk.keys() - known):
-        rows.append((name, f"{on_disk[name].stat().st_size / 1e9:.1f} GB", "", "", "", "", "yes"))
+        rows.append((name, in_gb(on_disk[name].stat().st_size), "", "", "", "", "yes"))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows] + [
         "",
@@ -61,9 +63,9 @@ def _row(entry: Entry, here: bool) -> tuple[str, ...]:
     draft = CATALOG.draft_of(entry)
     return (
         names,
-        f"{entry.size_bytes / 1e9:.1f} GB",
+        in_gb(entry.size_bytes),
         entry.quantisation,
-        f"{entry.min_memory_bytes / 1e9:.1f} GB",
+        in_gb(entry.min_memory_bytes),
         draft.short[0] if draft else "is one" if entry.drafts else "-",
         entry.licence,
         "yes" if here else "-",

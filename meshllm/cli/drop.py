@@ -6,7 +6,7 @@ import asyncio
 
 import click
 
-from meshllm.cli.ask_node import ask_node, port_option
+from meshllm.cli.control import ask_node, port_option
 
 
 @click.command("drop")

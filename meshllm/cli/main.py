@@ -9,10 +9,11 @@ import click
 
 from meshllm import __version__
 from meshllm.cli.agents import agents
-from meshllm.cli.ask_node import status, token
 from meshllm.cli.download import download
 from meshllm.cli.drop import drop
 from meshllm.cli.serve import serve
+from meshllm.cli.status import status
+from meshllm.cli.token import token
 from meshllm.errors import MeshLlmError
 
 

@@ -22,7 +22,7 @@ class Output:
         self._live = sys.stderr.isatty() and not verbose and not json
         self._shown = ""
 
-    def say(self, text: str) -> None:
+    def emit(self, text: str) -> None:
         self._clear()
         self._print("event", text)
 

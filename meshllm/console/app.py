@@ -6,16 +6,17 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from importlib.resources import files
-from typing import Any, Protocol
+from typing import Protocol
 
 import orjson
 from aiohttp import web
 
-from meshllm.api import Access, Target, make_app
+from meshllm.api import Access, PublicTarget, make_app
 from meshllm.api.errors import error_response
-from meshllm.console.board import Board
+from meshllm.console.feed import Feed
 from meshllm.console.metrics import render
 from meshllm.errors import MeshLlmError
+from meshllm.node.status import FullStatus
 
 _KEEP_ALIVE_S = 15.0
 # A page of another origin cannot set it without asking, and is told no.
@@ -23,6 +24,7 @@ GUARD_HEADER = "X-Mesh-LLM-Console"
 _FILES = {
     "index.html": "text/html",
     "style.css": "text/css",
+    "api.js": "text/javascript",
     "app.js": "text/javascript",
     "view.js": "text/javascript",
     "chat.js": "text/javascript",
@@ -40,20 +42,18 @@ _HEADERS = {
 class ConsoleNode(Protocol):
     """What the dashboard asks of its node."""
 
-    async def describe_all(self) -> dict[str, Any]:
-        """As `describe`, with what every host tells of its engine."""
-        ...
+    async def describe_all(self) -> FullStatus: ...
 
     def make_token(self, expires_s: float = 0) -> str: ...
     def drop(self, name: str, undo: bool) -> str: ...
 
 
-def make_console(node: ConsoleNode, target: Target, access: Access) -> web.Application:
-    board = Board(node.describe_all)
+def make_console(node: ConsoleNode, target: PublicTarget, access: Access) -> web.Application:
+    feed = Feed(node.describe_all)
     contents = {name: (files("meshllm.console") / "page" / name).read_bytes() for name in _FILES}
 
-    async def run_board(_app: web.Application) -> AsyncIterator[None]:
-        task = asyncio.create_task(board.run(), name="console board")
+    async def run_feed(_app: web.Application) -> AsyncIterator[None]:
+        task = asyncio.create_task(feed.run(), name="console board")
         yield
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -65,17 +65,17 @@ def make_console(node: ConsoleNode, target: Target, access: Access) -> web.Appli
     async def events(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
         await response.prepare(request)
-        board.viewers += 1
+        feed.viewers += 1
         try:
-            snapshot = await board.first()
+            snapshot = await feed.first()
             while True:
-                seen = board.version  # before the write, which may take a while
+                seen = feed.version  # before the write, which may take a while
                 await response.write(b"data: " + snapshot + b"\n\n")
-                while not await board.after(seen, _KEEP_ALIVE_S):
+                while not await feed.after(seen, _KEEP_ALIVE_S):
                     await response.write(b": still here\n\n")
-                snapshot = board.snapshot
+                snapshot = feed.snapshot
         finally:
-            board.viewers -= 1
+            feed.viewers -= 1
 
     async def token(request: web.Request) -> web.StreamResponse:
         if refused := _guarded(request):
@@ -113,7 +113,7 @@ def make_console(node: ConsoleNode, target: Target, access: Access) -> web.Appli
         web.get("/metrics", metrics),
     ]
     app = make_app(target, access, routes, public=("/", *(f"/{name}" for name in _FILES)))
-    app.cleanup_ctx.append(run_board)
+    app.cleanup_ctx.append(run_feed)
     return app
 
 

@@ -1,19 +1,20 @@
 """llama-server: its command line, its life, and what it tells."""
 
 from meshllm.engine.binaries import Binaries, find_binaries
-from meshllm.engine.plan import EnginePlan, Speculation, Stage, StageServer, plan_engine
+from meshllm.engine.launch import LaunchSpec, Speculation, Stage, StageAddress, StageServer, make_launch_spec
 from meshllm.engine.process import LeashedProcess
 from meshllm.engine.supervisor import Engine, EngineState
 
 __all__ = [
     "Binaries",
     "Engine",
-    "EnginePlan",
     "EngineState",
+    "LaunchSpec",
     "LeashedProcess",
     "Speculation",
     "Stage",
+    "StageAddress",
     "StageServer",
     "find_binaries",
-    "plan_engine",
+    "make_launch_spec",
 ]

@@ -22,7 +22,7 @@ def engine_folder() -> Path:
     """What `pip install` puts beside the package."""
     from importlib.resources import files
 
-    return Path(str(files("meshllm"))) / "_engine"
+    return Path(str(files("meshllm"))) / "_bin"
 
 
 def find_binaries(bin_dir: Path | None) -> Binaries:

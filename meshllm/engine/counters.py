@@ -4,32 +4,16 @@ from __future__ import annotations
 
 import enum
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from pathlib import Path
 
+from meshllm.mesh.engine_status import StageCounters
+
+COUNTERS_FILE_BYTES = 8192
 _MAGIC = b"MLCOUNT1"
 _STAGES_AT, _BLOCK_SIZE = 64, 256
 _ERROR_AT, _ERROR_SIZE = 4608, 512
-_NAMES = [
-    "frames_sent",
-    "frames_received",
-    "bytes_sent",
-    "bytes_received",
-    "blocking_waits",
-    "graph_hits",
-    "graph_sends",
-    "graph_bytes",
-    "weight_bytes_sent",
-    "weight_bytes_local",
-    "pushes",
-    "push_bytes",
-    "relays",
-    "relay_bytes",
-    "supports_op_queries",
-    "alloc_size_queries",
-    "wait_ns",
-    "lost",
-]
+_N_COUNTERS = len(fields(StageCounters))
 
 
 class LinkState(enum.IntEnum):
@@ -40,11 +24,11 @@ class LinkState(enum.IntEnum):
 
 @dataclass(frozen=True)
 class Counters:
-    """`stages` has one dictionary per stage, in order; `error` is the first error of the library."""
+    """`stages` in the order of layers; `error` is the first error of the library."""
 
     state: LinkState = LinkState.STARTING
     error: str = ""
-    stages: tuple[dict[str, int], ...] = field(default=())
+    stages: tuple[StageCounters, ...] = ()
 
 
 def read_counters(path: Path) -> Counters:
@@ -56,7 +40,7 @@ def read_counters(path: Path) -> Counters:
     if len(data) < _ERROR_AT + _ERROR_SIZE or not data.startswith(_MAGIC):
         return Counters()
     n_stages, state = struct.unpack_from("<II", data, len(_MAGIC))
-    blocks = [struct.unpack_from(f"<{len(_NAMES)}Q", data, _STAGES_AT + i * _BLOCK_SIZE) for i in range(n_stages)]
+    blocks = [struct.unpack_from(f"<{_N_COUNTERS}Q", data, _STAGES_AT + i * _BLOCK_SIZE) for i in range(n_stages)]
     error = data[_ERROR_AT : _ERROR_AT + _ERROR_SIZE].split(b"\0", 1)[0].decode(errors="replace")
-    stages = tuple(dict(zip(_NAMES, block, strict=True)) for block in blocks)
+    stages = tuple(StageCounters(*block) for block in blocks)
     return Counters(LinkState(min(state, LinkState.LOST)), error, stages)

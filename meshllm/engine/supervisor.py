@@ -8,25 +8,26 @@ import enum
 import os
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import replace
+from itertools import zip_longest
 from typing import IO
 
 from meshllm import rpc
-from meshllm.engine.counters import Counters, LinkState, read_counters
-from meshllm.engine.plan import EnginePlan
+from meshllm.engine.counters import COUNTERS_FILE_BYTES, Counters, LinkState, read_counters
+from meshllm.engine.launch import LaunchSpec
 from meshllm.engine.process import LeashedProcess
 from meshllm.errors import EngineError, MeshLlmError
+from meshllm.mesh.engine_status import EngineHost, EngineModel, EngineStatus, SpeculationStatus, Tokens
+from meshllm.paths import private_folder, remove_stale_folders
+from meshllm.tasks import Changes
 
-_POLL_S = 0.2
+_COUNTERS_S = 0.2  # between looks at the counters: another process writes them, and cannot notify
 _PROBE_INTERVAL_S, _PROBE_TIMEOUT_S = 0.5, 2.0
 _FIRST_BACKOFF_S, _LAST_BACKOFF_S = 0.5, 30.0
 _STEADY_S = 60.0  # healthy for so long, a crash counts as the first again
 _MAX_FAILED_STARTS = 3
-_FOLDER_PREFIX = "mesh-llm-"
 _DRAFT_LINE = re.compile(r"draft acceptance = \S+ \(\s*(\d+) accepted /\s*(\d+) generated\), mean len =\s+([\d.]+)")
 _SPEED_LINE = re.compile(r"print_timing: .*\| +(prompt )?eval time = +([\d.]+) ms / +(\d+) tokens")
 _CONTEXT_LINE = re.compile(r"llama_context: n_ctx +=\s+(\d+)")
@@ -39,36 +40,39 @@ class EngineState(enum.StrEnum):
     READY = "ready"
     STAGE_LOST = "stage lost"  # until all stages answer again
     CRASHED = "crashed"  # until the next start
+    STOPPED = "stopped"
 
 
 class Engine:
     """One model, served. `run()` lives as long as the engine should; the rest may be asked meanwhile.
 
-    `say` gets one line per event, `progress` the present step of loading.
+    `emit` gets one line per event, `progress` the present step of loading; `on_change` is called when `state` changes.
     """
 
     def __init__(
         self,
-        plan: EnginePlan,
-        say: Callable[[str], None],
+        spec: LaunchSpec,
+        emit: Callable[[str], None],
         progress: Callable[[str], None],
         log_file: IO[str] | None = None,
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
-        self.plan = plan
+        self.spec = spec
         self.state = EngineState.STARTING
         self.restarts = 0
         self.reason = ""  # why it is not ready
-        self._say = say
+        self._emit = emit
         self._progress = progress
         self._log_file = log_file
+        self._on_change = on_change
         self.first_ready = asyncio.Event()
-        self._ready = asyncio.Event()
+        self._changes = Changes()
         self._buffers: dict[str, str] = {}
         self._n_ctx, self._tokens_per_s = 0, 0.0
-        self._tokens = {"prompt": 0, "generated": 0}
+        self._tokens = Tokens()
         self._drafted, self._accepted, self._steps = 0, 0, 0.0
         remove_stale_folders()
-        self._folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-"))
+        self._folder = private_folder()
         self.socket = self._folder / "engine.sock"
         self._counters_path = self._folder / "counters.bin"
 
@@ -78,56 +82,49 @@ class Engine:
     async def wait_ready(self, timeout_s: float) -> bool:
         """Whether requests can be served; waits for it while the engine loads."""
         if self.stage_lost:
-            return False  # the library knows before the watcher looks
+            return False  # the library knows before `_watch_stages` looks
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                while self.state is not EngineState.STAGE_LOST and not self._ready.is_set():
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._ready.wait(), _POLL_S)
+                while self.state not in (EngineState.READY, EngineState.STAGE_LOST):
+                    await self._changes.wait(self._changes.version)
         return self.state is EngineState.READY
 
     @property
     def stage_lost(self) -> bool:
-        return bool(self.plan.stages) and self.counters().state is LinkState.LOST
+        return bool(self.spec.stages) and self.counters().state is LinkState.LOST
 
-    def describe(self) -> dict[str, object]:
-        """For GET /mesh/status."""
-        plan, counters = self.plan, self.counters()
-        stages = [
-            asdict(stage) | {"counters": counters.stages[i] if i < len(counters.stages) else {}}
-            for i, stage in enumerate(plan.stages)
-        ]
-        model = {"name": plan.model.name, "size_bytes": plan.model.size_bytes, "n_layers": plan.model.n_layers}
-        return {
-            "state": str(self.state),
-            "reason": self.reason,
-            "restarts": self.restarts,
-            "model": model,
-            "host": {"device": plan.host_device, "n_layers": plan.host_layers},
-            "stages": stages,
-            "n_ctx": self._n_ctx,
-            "tokens": self._tokens,
-            "tokens_per_s": self._tokens_per_s,
-            "speculation": self._describe_speculation(),
-        }
+    def describe(self) -> EngineStatus:
+        spec, counters = self.spec, self.counters().stages
+        stages = zip_longest(spec.stages, counters[: len(spec.stages)])
+        return EngineStatus(
+            state=str(self.state),
+            reason=self.reason,
+            restarts=self.restarts,
+            model=EngineModel(spec.model.name, spec.model.size_bytes, spec.model.n_layers),
+            host=EngineHost(spec.host_device, spec.host_layers),
+            stages=tuple(stage.status(of_stage) for stage, of_stage in stages),
+            n_ctx=self._n_ctx,
+            tokens=self._tokens,
+            tokens_per_s=self._tokens_per_s,
+            speculation=self._describe_speculation(),
+        )
 
-    def _describe_speculation(self) -> dict[str, object] | None:
-        """`tokens_per_step`: how many a verified batch yields, one without drafts; 0 before the first request."""
-        if (speculation := self.plan.speculation) is None:
+    def _describe_speculation(self) -> SpeculationStatus | None:
+        if (speculation := self.spec.speculation) is None:
             return None
-        return {
-            "draft": speculation.draft.name if speculation.draft else "ngram",
-            "n_max": speculation.n_max,
-            "drafted": self._drafted,
-            "accepted": self._accepted,
-            "tokens_per_step": round((self._accepted + self._steps) / self._steps, 2) if self._steps else 0,
-        }
+        return SpeculationStatus(
+            draft=speculation.draft.name if speculation.draft else "ngram",
+            n_max=speculation.n_max,
+            drafted=self._drafted,
+            accepted=self._accepted,
+            tokens_per_step=round((self._accepted + self._steps) / self._steps, 2) if self._steps else 0,
+        )
 
     async def run(self) -> None:
         """Returns only by cancellation, or raises EngineError when the model cannot be served here."""
         backoff_s, failed_starts = _FIRST_BACKOFF_S, 0
-        for name in dict.fromkeys(stage.name for stage in self.plan.stages if not stage.has_model):
-            self._say(f"{name} does not have {self.plan.model.name}: its weights travel over the network")
+        for name in dict.fromkeys(stage.name for stage in self.spec.stages if not stage.has_model):
+            self._emit(f"{name} does not have {self.spec.model.name}: its weights travel over the network")
         try:
             while True:
                 began = time.monotonic()
@@ -138,35 +135,35 @@ class Engine:
                 else:
                     failed_starts = 0 if was_ready else failed_starts + 1
                     if failed_starts and (self.restarts == 0 or failed_starts >= _MAX_FAILED_STARTS):
-                        raise EngineError(f"cannot serve {self.plan.model.name}: {self.reason}")
+                        raise EngineError(f"cannot serve {self.spec.model.name}: {self.reason}")
                     if was_ready and time.monotonic() - began > _STEADY_S:
                         backoff_s = _FIRST_BACKOFF_S
-                    self._say(f"llama-server ended ({self.reason}); starting it again in {backoff_s:g} s")
+                    self._emit(f"llama-server ended ({self.reason}); starting it again in {backoff_s:g} s")
                     await asyncio.sleep(backoff_s)
                     backoff_s = min(2 * backoff_s, _LAST_BACKOFF_S)
                 self.restarts += 1
         finally:
-            self._ready.clear()
+            self._enter(EngineState.STOPPED, "the engine was stopped")
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _environment(self) -> dict[str, str]:
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("GGML_BACKEND_PATH", "MESH_LLM_"))}
-        if self.plan.stages:
+        if self.spec.stages:
             config = self._folder / "backend.json"
-            config.write_bytes(self.plan.backend_config(self._counters_path))
-            environment["GGML_BACKEND_PATH"] = str(self.plan.binaries.backend)
+            config.write_bytes(self.spec.backend_config(self._counters_path))
+            environment["GGML_BACKEND_PATH"] = str(self.spec.binaries.backend)
             environment["MESH_LLM_BACKEND_CONFIG"] = str(config)
         return environment
 
     async def _run_once(self) -> bool:
         """One life of llama-server. True when it was ready at some time; `state` and `reason` say why it ended."""
         self.socket.unlink(missing_ok=True)
-        self._counters_path.write_bytes(bytes(8192))
+        self._counters_path.write_bytes(bytes(COUNTERS_FILE_BYTES))
         self._buffers.clear()
-        self.state, self.reason = EngineState.LOADING, "the model is loading"
-        command = self.plan.command(self.socket)
+        self._enter(EngineState.LOADING, "the model is loading")
+        command = self.spec.command(self.socket)
         process = LeashedProcess(
-            self.plan.binaries.leash,
+            self.spec.binaries.leash,
             command,
             self._environment(),
             self._read_line,
@@ -194,35 +191,35 @@ class Engine:
         return was_ready
 
     def _become_ready(self) -> None:
-        self.state, self.reason = EngineState.READY, ""
-        self._ready.set()
+        self._enter(EngineState.READY, "")
         self.first_ready.set()
-        self._say(f"ready: {self.plan.model.name}{self._where()}")
+        self._emit(f"ready: {self.spec.model.name}{self._where()}")
 
     def _note_end(self, process: LeashedProcess, status: int, was_ready: bool) -> None:
-        self._ready.clear()
-        lost = self.counters().state is LinkState.LOST
-        self.state = EngineState.STAGE_LOST if lost else EngineState.CRASHED
-        if lost:
-            self.reason = self.counters().error
+        counters = self.counters()
+        if counters.state is LinkState.LOST:
+            self._enter(EngineState.STAGE_LOST, counters.error)
+            self._emit(self.reason)
         elif was_ready:
-            self.reason = f"signal {status - 128}" if status > 128 else f"exit status {status}"
+            self._enter(EngineState.CRASHED, f"signal {status - 128}" if status > 128 else f"exit status {status}")
         else:
-            self.reason = process.last_error()
-        if lost:
-            self._say(self.reason)
+            self._enter(EngineState.CRASHED, process.last_error())
+
+    def _enter(self, state: EngineState, reason: str) -> None:
+        self.state, self.reason = state, reason
+        self._changes.notify()
+        self._on_change()
 
     async def _watch_stages(self) -> None:
         """Returns when the library reports a lost stage."""
         while True:
-            await asyncio.sleep(_POLL_S)
+            await asyncio.sleep(_COUNTERS_S)
             counters = self.counters()
-            if self.state is EngineState.LOADING and self.plan.stages:
+            if self.state is EngineState.LOADING and self.spec.stages:
                 self._report_loading(counters)
             if counters.state is LinkState.LOST:
-                self._ready.clear()
-                self.state, self.reason = EngineState.STAGE_LOST, counters.error
-                self._say(f"{counters.error}; requests fail until it is back")
+                self._enter(EngineState.STAGE_LOST, counters.error)
+                self._emit(f"{counters.error}; requests fail until it is back")
                 return
 
     async def _let_errors_out(self, ended: asyncio.Task[int]) -> None:
@@ -236,7 +233,7 @@ class Engine:
                 await waiting
 
     async def _wait_for_stages(self) -> None:
-        missing = {stage.address for stage in self.plan.stages}
+        missing = {stage.at.address for stage in self.spec.stages}
         while missing:
             for address in sorted(missing):
                 with contextlib.suppress(MeshLlmError):
@@ -249,7 +246,8 @@ class Engine:
 
     def _read_line(self, line: str) -> None:
         if match := _SPEED_LINE.search(line):
-            self._tokens["prompt" if match[1] else "generated"] += int(match[3])
+            kind = "prompt" if match[1] else "generated"
+            self._tokens = replace(self._tokens, **{kind: getattr(self._tokens, kind) + int(match[3])})
             if not match[1] and float(match[2]) > 0:
                 self._tokens_per_s = round(int(match[3]) / float(match[2]) * 1000, 1)
         elif (match := _CONTEXT_LINE.search(line)) and not self._n_ctx:
@@ -261,31 +259,19 @@ class Engine:
             self._steps += accepted / (mean_length - 1) if mean_length > 1 else 0.0
         elif match := _BUFFER_LINE.search(line):
             self._buffers[match[1]] = match[2]
-            if not self.plan.stages:
-                self._progress(f"loading {self.plan.model.name}{self._where()}")
+            if not self.spec.stages:
+                self._progress(f"loading {self.spec.model.name}{self._where()}")
 
     def _where(self) -> str:
         parts = []
         for device, size in self._buffers.items():
             number = device.removeprefix("STAGE")
-            stage = self.plan.stages[int(number)] if number.isdigit() else None
+            stage = self.spec.stages[int(number)] if number.isdigit() else None
             parts.append(f"{device} {stage.name}: {size}" if stage else f"{device}: {size}")
         return f" ({', '.join(parts)})" if parts else ""
 
     def _report_loading(self, counters: Counters) -> None:
-        loaded = sum(c["weight_bytes_local"] + c["weight_bytes_sent"] for c in counters.stages)
-        expected = sum(stage.weight_bytes for stage in self.plan.stages)
+        loaded = sum(c.weight_bytes_local + c.weight_bytes_sent for c in counters.stages)
+        expected = sum(stage.weight_bytes for stage in self.spec.stages)
         percent = min(100, 100 * loaded // expected) if expected else 100
-        self._progress(f"loading {self.plan.model.name}: {percent} %{self._where()}")
-
-
-def remove_stale_folders() -> None:
-    """What an mesh-llm that was killed has left behind."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER_PREFIX}[0-9]*-*"):
-        pid = folder.name.removeprefix(_FOLDER_PREFIX).split("-")[0]
-        try:
-            os.kill(int(pid), 0)
-        except ProcessLookupError:
-            shutil.rmtree(folder, ignore_errors=True)
-        except (ValueError, PermissionError):
-            continue
+        self._progress(f"loading {self.spec.model.name}: {percent} %{self._where()}")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from meshllm.errors import ProtocolError
-from meshllm.mesh.token import split_address
+from meshllm.quic.address import split_address
 
 _T = TypeVar("_T")
 
@@ -17,6 +17,7 @@ MAX_VERSION = 1 << 60
 MAX_NAME = 80
 MAX_MODELS = 256
 MAX_PEERS = 1024
+MAX_ADDRESSES = 32
 _NODE = re.compile(r"[0-9a-f]{64}")
 _SERIAL = re.compile(r"[0-9a-f]{32}")
 
@@ -56,7 +57,7 @@ class Announcement:
     addresses: tuple[str, ...] = ()
     device: str = ""
     memory_bytes: int = 0  # that a model may take: devices' memory less the reserve, under the user's cap
-    engine: str = ""  # nodes compute together when this is the same
+    ggml_version: str = ""  # nodes compute together when this is the same
     models: tuple[ModelInfo, ...] = ()  # on its disk
     named: tuple[str, ...] = ()  # fingerprints, what its user asked for, in that order
     wants: tuple[ModelInfo, ...] = ()  # those, and what it has heard that others asked for
@@ -81,7 +82,7 @@ class Announcement:
             "addrs": list(self.addresses),
             "dev": self.device,
             "mem": self.memory_bytes,
-            "eng": self.engine,
+            "eng": self.ggml_version,
             "models": [_model_fields(m) for m in self.models],
             "named": list(self.named),
             "wants": [_model_fields(m) for m in self.wants],
@@ -116,23 +117,23 @@ def _decode(value: Any) -> Announcement:
         version=_number(value["v"], 1, MAX_VERSION),
         name=_text(value["name"]),
         role=Role(value["role"]),
-        addresses=_list(value["addrs"], _address, 32),
+        addresses=_list(value["addrs"], _address, MAX_ADDRESSES),
         device=_text(value["dev"]),
         memory_bytes=_number(value["mem"], 0, 1 << 60),
-        engine=_text(value["eng"]),
+        ggml_version=_text(value["eng"]),
         models=_list(value["models"], _model, MAX_MODELS),
         named=_list(value["named"], _node, MAX_MODELS),
         wants=_list(value["wants"], _model, MAX_MODELS),
         fetches=_flag(value["fetches"]),
         cannot_fetch=_list(value["cannot"], _node, MAX_MODELS),
-        fetching=_table(value["fetching"], _share),
+        fetching=_table(value["fetching"], _non_negative),
         drops=_table(value["drops"], lambda n: _number(n, 0, MAX_VERSION)),
         split=_flag(value["split"]),
-        tensor_split=_list(value["ts"], _share, 64),
+        tensor_split=_list(value["ts"], _non_negative, 64),
         serving=_list(value["serving"], _serving, 64),
-        rtts_ms=_table(value["rtts"], _share),
+        rtts_ms=_table(value["rtts"], _non_negative),
         revoked=_list(value["revoked"], _serial, MAX_PEERS),
-        requests_per_min=_table(value["req"], _share),
+        requests_per_min=_table(value["req"], _non_negative),
     )
 
 
@@ -155,7 +156,7 @@ def _number(value: Any, low: int, high: int) -> int:
     return value
 
 
-def _share(value: Any) -> float:
+def _non_negative(value: Any) -> float:
     if type(value) not in (int, float) or not 0 <= value <= 1e12:
         raise ValueError("no share")
     return float(value)

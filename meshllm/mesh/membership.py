@@ -107,9 +107,9 @@ class Membership:
         """All but this node, the dead included."""
         return self._members
 
-    def announce(self, **changes: Any) -> None:
-        """This node has something new to say of itself."""
-        self.me = replace(self.me, version=self.me.version + 1, **changes)
+    def announce(self, me: Announcement) -> None:
+        """Replaces what this node says of itself; the version is counted here."""
+        self.me = replace(me, version=self.me.version + 1)
         self.changed = True
         self._spread(self.me.node_id)
 

@@ -27,7 +27,7 @@ class RequestRates:
         return rate * math.exp(-(now - since) / WINDOW_S)
 
 
-def differ(told: dict[str, float], measured: dict[str, float]) -> bool:
+def differ(announced: dict[str, float], measured: dict[str, float]) -> bool:
     """Whether it is worth telling the others: a quarter more or less of a model's rate."""
-    models = told.keys() | measured.keys()
-    return any(abs(told.get(m, 0.0) - measured.get(m, 0.0)) > max(0.5, told.get(m, 0.0) / 4) for m in models)
+    models = announced.keys() | measured.keys()
+    return any(abs(announced.get(m, 0.0) - measured.get(m, 0.0)) > max(0.5, announced.get(m, 0.0) / 4) for m in models)

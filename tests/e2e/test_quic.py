@@ -24,12 +24,13 @@ from support import lab as netlab
 from support.relay import Relay
 
 from meshllm.errors import MeshLlmError
-from meshllm.mesh.identity import make_identity
-from meshllm.mesh.native_quic import NativeEndpoint
-from meshllm.mesh.quic import QuicEndpoint
-from meshllm.mesh.quic_link import QuicLink
-from meshllm.mesh.token import join_address
-from meshllm.mesh.transport import ALPN, ENGINES, Link, MakeTransport, Stream, StreamKind
+from meshllm.quic.address import join_address
+from meshllm.quic.aio_endpoint import QuicEndpoint
+from meshllm.quic.aio_link import QuicLink
+from meshllm.quic.identity import make_identity
+from meshllm.quic.native import NativeEndpoint
+from meshllm.quic.stacks import STACKS
+from meshllm.quic.transport import ALPN, Link, MakeTransport, Stream, StreamKind
 
 MEGABYTES = 100  # each way
 PIECE = 1_000_000
@@ -269,7 +270,7 @@ def test_quic_go_is_dialled(go_peer: str) -> None:
 # --- addresses ---
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", STACKS)
 def test_a_machine_that_gets_another_address_keeps_its_link(engine: str) -> None:
     """As a laptop does that goes from one network to another."""
     if why := netlab.missing():

@@ -23,11 +23,11 @@ from aioquic.quic.connection import QuicConnection
 from aioquic.tls import Epoch
 
 from meshllm.errors import TransportError
-from meshllm.mesh.identity import Identity, make_identity
-from meshllm.mesh.native_quic import NativeEndpoint
-from meshllm.mesh.quic import QuicEndpoint
-from meshllm.mesh.quic_link import QuicLink
-from meshllm.mesh.transport import ALPN, Link, MakeTransport, Stream, StreamKind
+from meshllm.quic.aio_endpoint import QuicEndpoint
+from meshllm.quic.aio_link import QuicLink
+from meshllm.quic.identity import Identity, make_identity
+from meshllm.quic.native import NativeEndpoint
+from meshllm.quic.transport import ALPN, Link, MakeTransport, Stream, StreamKind
 
 MEMORY = 64 << 20  # that an attack may cost
 

@@ -33,7 +33,7 @@ def test_a_repaired_wheel_is_whole(tmp_path: Path) -> None:
     place = tmp_path / "place"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(place)
-    code = "from meshllm.mesh import _quic; from meshllm import rpc; print(_quic.__file__, rpc.ggml_version())"
+    code = "from meshllm.quic import _quic; from meshllm import rpc; print(_quic.__file__, rpc.ggml_version())"
     where = {"PYTHONPATH": str(place), "PATH": os.environ["PATH"]}
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, env=where, cwd=tmp_path)
     assert done.stdout.startswith(str(place)), done.stderr

@@ -22,7 +22,7 @@ from typing import Any, Self
 BIN = Path(sys.executable).parent
 MESH_LLM = str(BIN / "mesh-llm")
 _spec = find_spec("meshllm")
-ENGINE = Path(_spec.submodule_search_locations[0]) / "_engine" if _spec and _spec.submodule_search_locations else Path()
+ENGINE = Path(_spec.submodule_search_locations[0]) / "_bin" if _spec and _spec.submodule_search_locations else Path()
 
 
 def package_file(package: str, pattern: str) -> Path:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from meshllm.mesh.identity import make_identity
-from meshllm.mesh.transport import StreamKind, engine_named
+from meshllm.quic.identity import make_identity
+from meshllm.quic.stacks import stack_named
+from meshllm.quic.transport import StreamKind
 
 MESSAGE = bytes(20_000)
 
 
 async def main() -> None:
-    endpoint = engine_named(sys.argv[1])(make_identity(), lambda _link: None, lambda *_: None)
+    endpoint = stack_named(sys.argv[1])(make_identity(), lambda _link: None, lambda *_: None)
     endpoint.start(0)
     link = await endpoint.dial(sys.argv[2], None, 10)
     stream = link.open(StreamKind.RPC)

@@ -13,9 +13,9 @@ import psutil
 import uvloop
 
 from meshllm.errors import MeshLlmError
-from meshllm.mesh.identity import make_identity
-from meshllm.mesh.native_quic import NativeEndpoint
-from meshllm.mesh.transport import Link, Stream, StreamKind
+from meshllm.quic.identity import make_identity
+from meshllm.quic.native import NativeEndpoint
+from meshllm.quic.transport import Link, Stream, StreamKind
 
 _tasks: set[asyncio.Task[None]] = set()
 _kept: list[Stream] = []

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshllm.mesh.announcement import Announcement, ModelInfo, Role, Serving
-from meshllm.mesh.devotion import make_plan, wanted_models
-from meshllm.mesh.plan import Why
+from meshllm.mesh.groups import StageStatus
+from meshllm.mesh.placement import place_models, wanted_models
 
 GB = 10**9
 A, B, C = (ModelInfo(name, name * 64, 4 * GB, 32) for name in "abc")
@@ -23,7 +23,7 @@ def node_id(i: int) -> str:
 
 def node(i: int, memory_gb: int = 8, on_disk: tuple[ModelInfo, ...] = (A, B), **options: object) -> Announcement:
     rtts = {node_id(k): 5.0 for k in range(10) if k != i}
-    fields: dict[str, object] = {"models": on_disk, "engine": "e", "rtts_ms": rtts} | options
+    fields: dict[str, object] = {"models": on_disk, "ggml_version": "e", "rtts_ms": rtts} | options
     return Announcement(node_id(i), 1, memory_bytes=memory_gb * GB, **fields)  # type: ignore[arg-type]
 
 
@@ -37,12 +37,12 @@ def view(*nodes: Announcement) -> dict[str, Announcement]:
 
 def hosts(mesh: dict[str, Announcement]) -> dict[str, list[int]]:
     """Model to the numbers of its hosts."""
-    return {a.model.name: sorted(int(g.host, 16) for g in a.groups) for a in make_plan(mesh)}
+    return {a.model.name: sorted(int(g.host, 16) for g in a.groups) for a in place_models(mesh)}
 
 
 def settled(mesh: dict[str, Announcement]) -> dict[str, Announcement]:
     """As after everybody has carried the plan out."""
-    plan = make_plan(mesh)
+    plan = place_models(mesh)
     serving = {g.host: Serving(a.model.fingerprint, g.stages, True) for a in plan for g in a.groups}
     return {i: replace(n, serving=(serving[i],) if i in serving else ()) for i, n in mesh.items()}
 
@@ -107,16 +107,16 @@ def test_a_model_that_nobody_serves_takes_a_spare_node() -> None:
 
 def test_a_big_model_gathers_what_is_free() -> None:
     mesh = view(seed(1, HUGE, on_disk=(HUGE,)), node(2, on_disk=()), node(3, on_disk=()))
-    plan = make_plan(mesh)
+    plan = place_models(mesh)
     assert [len(g.stages) for a in plan for g in a.groups] == [2]
 
 
 def test_who_gets_the_file_is_no_stage_meanwhile() -> None:
     fetching = node(2, 40, on_disk=(), fetches=True)
-    plan = make_plan(view(seed(1, HUGE, on_disk=(HUGE,)), fetching))
-    assert plan[0].reasons[node_id(2)] is Why.FETCHING and not plan[0].groups
+    plan = place_models(view(seed(1, HUGE, on_disk=(HUGE,)), fetching))
+    assert plan[0].reasons[node_id(2)] is StageStatus.FETCHING and not plan[0].groups
     failed = replace(fetching, cannot_fetch=(HUGE.fingerprint,))
-    plan = make_plan(view(seed(1, HUGE, on_disk=(HUGE,)), failed))
+    plan = place_models(view(seed(1, HUGE, on_disk=(HUGE,)), failed))
     assert plan[0].groups[0].stages == (node_id(2),)
 
 
@@ -148,8 +148,8 @@ def meshes(draw: st.DrawFn) -> dict[str, Announcement]:
 def test_everybody_makes_the_same_plan_and_it_settles(mesh: dict[str, Announcement], rng: random.Random) -> None:
     order = list(mesh.items())
     rng.shuffle(order)
-    plan = make_plan(mesh)
-    assert plan == make_plan(dict(order))
+    plan = place_models(mesh)
+    assert plan == place_models(dict(order))
     members = [i for a in plan for g in a.groups for i in g.nodes]
     assert len(members) == len(set(members))  # each computes for one model
     assert all(mesh[i].role is Role.WORKER for i in members)

@@ -344,7 +344,7 @@ def stubtest(folder: Path, module: str, extra: str = "") -> subprocess.Completed
     """mypy's comparison of the stub, with `extra` behind it, and the extension that Python imports here."""
     package = Path(_native.__file__).parents[1]
     # a copy, since mypy looks into site-packages only for what is marked as typed
-    shutil.copytree(package, folder / "meshllm", ignore=shutil.ignore_patterns("*.so", "_engine"))
+    shutil.copytree(package, folder / "meshllm", ignore=shutil.ignore_patterns("*.so", "_bin"))
     with open(folder / (module.replace(".", "/") + ".pyi"), "a") as stub:
         stub.write(extra)
     (folder / "allowed").write_text("\n".join(f"{module}.{name}" for name in CYTHON_INTERNALS))
@@ -359,7 +359,7 @@ def stubtest(folder: Path, module: str, extra: str = "") -> subprocess.Completed
     )
 
 
-@pytest.mark.parametrize("module", ["meshllm.rpc._native", "meshllm.mesh._quic"])
+@pytest.mark.parametrize("module", ["meshllm.rpc._native", "meshllm.quic._quic"])
 def test_the_stub_says_what_the_extension_has(tmp_path: Path, module: str) -> None:
     result = stubtest(tmp_path, module)
     assert result.returncode == 0, result.stdout + result.stderr

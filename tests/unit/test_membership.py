@@ -8,6 +8,7 @@ import itertools
 import random
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import orjson
 import pytest
@@ -163,7 +164,7 @@ def test_node_with_a_new_life_and_an_old_version_is_let_in() -> None:
     world = World(4, seed=6)
     world.run(10, world.agree)
     for _ in range(20):
-        world.nodes[node_id(2)].announce(name="x")
+        world.nodes[node_id(2)].announce(replace(world.nodes[node_id(2)].me, name="x"))
     world.run(3)
     world.kill(2)
     assert world.run(15, world.agree) < 5

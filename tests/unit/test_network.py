@@ -8,19 +8,22 @@ import random
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from support.relay import Relay
 
 from meshllm.errors import MeshError, MeshLlmError, TransportError
-from meshllm.mesh import network
+from meshllm.mesh import mesh as network
 from meshllm.mesh.announcement import Announcement
 from meshllm.mesh.hello import Credentials
-from meshllm.mesh.identity import Identity, make_identity
-from meshllm.mesh.network import Mesh
-from meshllm.mesh.token import Token, join_address, make_ticket
-from meshllm.mesh.transport import Link, Stream, StreamKind, Transport, engine_named
+from meshllm.mesh.mesh import Mesh
+from meshllm.mesh.token import Token, make_ticket
+from meshllm.quic.address import join_address
+from meshllm.quic.identity import Identity, make_identity
+from meshllm.quic.stacks import stack_named
+from meshllm.quic.transport import Link, Stream, StreamKind, Transport
 
 MESH, SECRET = "ab" * 16, b"s" * 16
 Work = Callable[["Bench"], Awaitable[None]]
@@ -35,7 +38,7 @@ class Peer:
         self.id = identity.node_id
         self._echoes: set[asyncio.Task[None]] = set()
         self.mesh = Mesh(
-            identity, credentials, Announcement(self.id, 1), self._opened, self.log.append, engine_named(engine)
+            identity, credentials, Announcement(self.id, 1), self._opened, self.log.append, stack_named(engine)
         )
         self.mesh.start(0)
         self._running = asyncio.create_task(self.mesh.run())
@@ -75,11 +78,11 @@ class Bench:
     def peer(self, secret: bytes | None = SECRET, identity: Identity | None = None, **credentials: Any) -> Peer:
         peer = Peer(Credentials(MESH, secret, **credentials), identity or make_identity(), self._engine())
         self._stack.push_async_callback(peer.leave)
-        peer.mesh.membership.announce(addresses=(peer.address,))
+        peer.mesh.announce(replace(peer.mesh.me, addresses=(peer.address,)))
         return peer
 
     def endpoint(self) -> Transport:
-        endpoint = engine_named(self._engine())(make_identity(), lambda _link: None, lambda *_: None)
+        endpoint = stack_named(self._engine())(make_identity(), lambda _link: None, lambda *_: None)
         endpoint.start(0)
         self._stack.push_async_callback(endpoint.close)
         return endpoint
@@ -166,7 +169,7 @@ def test_revocation_outlives_who_said_it() -> None:
     async def work(bench: Bench) -> None:
         seed, other = await joined(bench)
         token = token_of(seed)
-        seed.mesh.membership.announce(revoked=(token.ticket.serial,))
+        seed.mesh.announce(replace(seed.mesh.me, revoked=(token.ticket.serial,)))
         await until(lambda: other.mesh.membership.me.revoked == (token.ticket.serial,))
         stranger = bench.peer(None, ticket=token.ticket)
         await asyncio.sleep(0)

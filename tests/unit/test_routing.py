@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshllm.api.access import Access
-from meshllm.api.routing import Affinity, Ask, Candidate, Loads, NotJsonError, UnknownModelError, find_model, read_ask
+from meshllm.api.routing import (
+    Affinity,
+    Candidate,
+    Loads,
+    NotJsonError,
+    RequestInfo,
+    UnknownModelError,
+    find_model,
+    read_request_info,
+)
 
 SERVED = [("Qwen2.5-32B-Instruct-Q4_K_M", "a"), ("SmolLM2-135M-Instruct.Q4_1", "b")]
 
@@ -40,41 +49,49 @@ def test_an_unknown_name_is_told_what_is_served() -> None:
 
 
 def test_the_model_of_a_request() -> None:
-    assert read_ask(chat("hi", model="x")).model == "x"
-    assert read_ask(chat("hi"), "from-the-query").model == "from-the-query"
-    assert read_ask(b"") == read_ask(b"--boundary") == read_ask(b"[1]") == read_ask(b"{broken") == Ask()
-    assert read_ask(b'{"model": 5, "messages": 7}') == Ask()
+    assert read_request_info(chat("hi", model="x")).model == "x"
+    assert read_request_info(chat("hi"), "from-the-query").model == "from-the-query"
+    assert (
+        read_request_info(b"")
+        == read_request_info(b"--boundary")
+        == read_request_info(b"[1]")
+        == read_request_info(b"{broken")
+        == RequestInfo()
+    )
+    assert read_request_info(b'{"model": 5, "messages": 7}') == RequestInfo()
 
 
 def test_a_body_that_says_it_is_json() -> None:
-    assert read_ask(b"[1]", must_be_json=True) == Ask()
+    assert read_request_info(b"[1]", must_be_json=True) == RequestInfo()
     for body in (b"{", b"[" * 5000, b"\xff", b'{"a": NaN}'):
         with pytest.raises(NotJsonError, match="the body is not JSON"):
-            read_ask(body, must_be_json=True)
+            read_request_info(body, must_be_json=True)
 
 
 @given(st.binary(max_size=200) | st.text(max_size=200).map(lambda t: f'{{"model":{t}}}'.encode()))
 def test_any_body_is_read(body: bytes) -> None:
-    read_ask(body)
+    read_request_info(body)
 
 
 def test_a_conversation_goes_back_to_its_server() -> None:
     affinity = Affinity()
     idle = [Candidate("near", 0, 0.001), Candidate("far", 0, 0.05)]
-    first = read_ask(chat("word " * 300))
+    first = read_request_info(chat("word " * 300))
     assert affinity.choose(idle, first).node_id == "near"
     affinity.remember(first, "far")
-    longer = read_ask(chat("word " * 300, "yes", "and then?"))
+    longer = read_request_info(chat("word " * 300, "yes", "and then?"))
     assert affinity.choose(idle, longer).node_id == "far"
-    assert affinity.choose(idle, read_ask(chat("other " * 300))).node_id == "near"
+    assert affinity.choose(idle, read_request_info(chat("other " * 300))).node_id == "near"
     assert affinity.choose([Candidate("near", 0, 0.1), Candidate("far", 3, 0.1)], longer).node_id == "near"
     assert affinity.choose([Candidate("near", 0, 0.1)], longer).node_id == "near"  # the other is gone
-    tools = read_ask(chat("word " * 300, "yes", tools=[{"name": "f"}]))
+    tools = read_request_info(chat("word " * 300, "yes", tools=[{"name": "f"}]))
     assert affinity.choose(idle, tools).node_id == "near"  # another beginning
 
 
 def test_the_least_loaded_then_the_nearest() -> None:
-    chosen = Affinity().choose([Candidate("a", 2, 0.0), Candidate("b", 1, 0.08), Candidate("c", 1, 0.02)], Ask())
+    chosen = Affinity().choose(
+        [Candidate("a", 2, 0.0), Candidate("b", 1, 0.08), Candidate("c", 1, 0.02)], RequestInfo()
+    )
     assert chosen.node_id == "c"
 
 

@@ -12,13 +12,13 @@ import pytest
 from support.cut import rewrite
 from support.processes import smollm2
 
-from meshllm import share
 from meshllm.errors import MeshLlmError, ModelError, ProtocolError, TransportError
 from meshllm.mesh.announcement import ModelInfo
 from meshllm.models import pieces
-from meshllm.models.folders import partial_folder
+from meshllm.models import transfer as share
 from meshllm.models.store import Model, load_model
-from meshllm.share import Fetch, Sharing
+from meshllm.models.transfer import Fetch, Sharing
+from meshllm.paths import partial_folder
 
 
 class Pipe:

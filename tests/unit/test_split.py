@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshllm.engine.split import assign_layers, tensor_split
+from meshllm.engine.layers import assign_layers, tensor_split
 from meshllm.errors import EngineError
 
 weights = st.lists(st.floats(0.01, 1e12), min_size=1, max_size=14)

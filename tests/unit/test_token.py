@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from meshllm.errors import IdentityError, MeshError, MeshLlmError, ProtocolError, TokenError
 from meshllm.mesh import hello
 from meshllm.mesh.hello import Credentials
-from meshllm.mesh.identity import IdentityFile, make_identity, node_id_of
-from meshllm.mesh.state import KnownMesh, MeshState
-from meshllm.mesh.token import Token, decode, encode, join_address, make_ticket, split_address, why_refused
+from meshllm.mesh.known_meshes import KnownMesh, KnownMeshes
+from meshllm.mesh.token import Token, decode, encode, make_ticket, why_refused
+from meshllm.quic.address import join_address, split_address
+from meshllm.quic.identity import IdentityFile, make_identity, node_id_of
 
 MESH, SECRET, NODE, OTHER = "ab" * 16, b"s" * 16, "cd" * 32, "ef" * 32
 TICKET = make_ticket(SECRET, MESH, "12" * 16)
@@ -170,13 +171,13 @@ def test_identity_is_kept_locked_and_private(tmp_path: Path) -> None:
 
 def test_state_is_remembered_and_garbage_forgotten(tmp_path: Path) -> None:
     path = tmp_path / "mesh.json"
-    state = MeshState(path)
+    state = KnownMeshes(path)
     state.own = MESH
     state.meshes[MESH] = KnownMesh(SECRET, [("10.0.0.1:1", NODE)], ["12" * 16])
     state.save()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert MeshState(path).meshes == state.meshes and MeshState(path).own == MESH
+    assert KnownMeshes(path).meshes == state.meshes and KnownMeshes(path).own == MESH
     for content in (b"", b"[]", b'{"meshes": {"a": {"secret": "zz"}}}', b'{"meshes": []}'):
         path.write_bytes(content)
-        assert MeshState(path).own is None
+        assert KnownMeshes(path).own is None
     assert [p.name for p in tmp_path.iterdir()] == ["mesh.json"]

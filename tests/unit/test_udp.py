@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshllm.mesh.udp import UdpSocket
+from meshllm.quic.udp import UdpSocket
 
 SIZES = st.lists(st.sampled_from([1, 2, 30, 1200, 1452]), min_size=1, max_size=150)
 

@@ -1,44 +1,10 @@
 // State comes by server-sent events; everything is drawn from the newest one.
+import { events, request, useKey } from "./api.js";
 import { startChat } from "./chat.js";
 import { draw } from "./view.js";
 
-const GUARD = "X-Mesh-LLM-Console";
-let key = sessionStorage.getItem("key") || "";
 let chosen = "";
 let status = null;
-
-export async function request(path, options = {}) {
-  const headers = { ...(options.headers || {}) };
-  if (key) headers.Authorization = `Bearer ${key}`;
-  const response = await fetch(path, { ...options, headers });
-  if (response.ok) return response;
-  if (response.status === 401) document.getElementById("key-form").hidden = false;
-  let text = `status ${response.status}`;
-  try {
-    text = (await response.json()).error.message;
-  } catch {
-    // no JSON: the status has to do
-  }
-  throw new Error(text);
-}
-
-// The data lines of an event stream.
-export async function* events(response) {
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
-  try {
-    for (;;) {
-      const { done, value } = await reader.read();
-      if (done) return;
-      rest += value;
-      const lines = rest.split("\n");
-      rest = lines.pop();
-      for (const line of lines) if (line.startsWith("data: ")) yield line.slice(6).replace(/\r$/, "");
-    }
-  } finally {
-    reader.cancel().catch(() => {});
-  }
-}
 
 function say(text, kind) {
   const state = document.getElementById("state");
@@ -72,15 +38,9 @@ async function follow() {
   }
 }
 
-export async function change(path, body) {
-  const headers = { "Content-Type": "application/json", [GUARD]: "1" };
-  return (await request(path, { method: "POST", headers, body: JSON.stringify(body) })).json();
-}
-
 document.getElementById("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  key = document.getElementById("key").value;
-  sessionStorage.setItem("key", key);
+  useKey(document.getElementById("key").value);
   document.getElementById("key-form").hidden = true;
 });
 startChat(() => chosen);

@@ -1,6 +1,6 @@
 // The conversation: streamed, stoppable, and patient while the mesh elects another host.
 import { element, markdown } from "./markdown.js";
-import { events, request } from "./app.js";
+import { events, request } from "./api.js";
 
 const log = document.getElementById("log");
 const ask = document.getElementById("ask");

@@ -1,5 +1,5 @@
 // Draws the state of the mesh. All text is put in as text.
-import { change } from "./app.js";
+import { change } from "./api.js";
 import { element } from "./markdown.js";
 
 const byId = (id) => document.getElementById(id);

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import socket
 import time
 from collections import deque
@@ -13,10 +12,10 @@ from typing import Any, Protocol
 from aioquic.quic import events
 
 from meshllm.errors import MeshLlmError, TransportError
-from meshllm.mesh.token import join_address
-from meshllm.mesh.transport import HANDSHAKE_TIMEOUT_S, KEEP_ALIVE_S, StreamKind
-from meshllm.mesh.tuned_aioquic import TICK_S, WINDOW_STEP, MeshQuic
-from meshllm.mesh.udp import Datagram
+from meshllm.quic.address import readable_address
+from meshllm.quic.aio_tuning import TICK_S, WINDOW_STEP, MeshQuic
+from meshllm.quic.transport import HANDSHAKE_TIMEOUT_S, KEEP_ALIVE_S, StreamKind
+from meshllm.quic.udp import Datagram
 
 _WRITE_AHEAD = 1 << 20  # bytes held for one stream until they are acknowledged
 _CLOSE_CODE = 0x100
@@ -350,13 +349,3 @@ class QuicLink:
     @property
     def overdue(self) -> bool:
         return not self.handshaken.done() and time.monotonic() - self._began > HANDSHAKE_TIMEOUT_S
-
-
-def readable_address(address: Any) -> str:
-    """ "host:port" of a socket's address, IPv4 without its disguise as IPv6."""
-    host = str(address[0])
-    with contextlib.suppress(ValueError):
-        ip = ipaddress.ip_address(host.partition("%")[0])
-        if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped:
-            host = str(ip.ipv4_mapped)
-    return join_address(host, int(address[1]))

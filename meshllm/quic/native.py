@@ -15,9 +15,9 @@ from collections.abc import Callable
 from cryptography.hazmat.primitives import serialization
 
 from meshllm.errors import TransportError
-from meshllm.mesh import _quic
-from meshllm.mesh.identity import Identity
-from meshllm.mesh.transport import (
+from meshllm.quic import _quic
+from meshllm.quic.identity import Identity
+from meshllm.quic.transport import (
     ALPN,
     HANDSHAKE_TIMEOUT_S,
     IDLE_TIMEOUT_S,
@@ -26,7 +26,8 @@ from meshllm.mesh.transport import (
     StreamHandler,
     StreamKind,
 )
-from meshllm.mesh.udp import bind_error, resolve
+from meshllm.quic.udp import bind_error, resolve
+from meshllm.units import short_id
 
 _RAW = serialization.Encoding.Raw, serialization.PrivateFormat.Raw, serialization.NoEncryption()
 _WRITE = 1 << 20  # bytes handed over at once
@@ -228,7 +229,7 @@ class NativeEndpoint:
             raise
         if peer_id is not None and link.peer_id != peer_id:
             link.close("another node was expected here")
-            raise TransportError(f"{address} is node {link.peer_id[:10]}, not {peer_id[:10]}")
+            raise TransportError(f"{address} is node {short_id(link.peer_id)}, not {short_id(peer_id)}")
         return link
 
     async def close(self) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from meshllm.errors import TransportError
-from meshllm.mesh.token import split_address
+from meshllm.quic.address import split_address
 
 _SOCKET_BUFFER = 4 << 20
 _LARGEST = 65536  # of what one call receives

@@ -13,7 +13,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
@@ -60,16 +59,6 @@ def node_id_of(certificate: x509.Certificate | None) -> str | None:
     except (ValueError, UnsupportedAlgorithm):
         return None
     return key.public_bytes(*_RAW).hex() if isinstance(key, Ed25519PublicKey) else None
-
-
-def data_folder() -> Path:
-    """Made on demand, for nobody else to read. Raises IdentityError."""
-    folder = platformdirs.user_data_path("mesh-llm")
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise IdentityError(f"cannot make {folder}: {error.strerror}; --identity names another place") from error
-    return folder
 
 
 class IdentityFile:

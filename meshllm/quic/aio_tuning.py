@@ -8,7 +8,7 @@ from aioquic.quic.connection import MAX_STREAM_DATA_FRAME_CAPACITY, QuicConnecti
 from aioquic.quic.packet import QuicFrameType
 from aioquic.quic.recovery import QuicPacketPacer
 
-from meshllm.mesh.identity import node_id_of
+from meshllm.quic.identity import node_id_of
 
 WINDOW = 1 << 20  # bytes in flight on one stream: 100 Mbit/s at 80 ms
 WINDOW_STEP = WINDOW // 4  # by which it moves

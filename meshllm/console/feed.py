@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import orjson
 
 _INTERVAL_S = 1.0
 
 
-class Board:
-    """`describe` gives the state as JSON. `run` until cancelled; the rest meanwhile."""
+class Feed:
+    """`describe` gives a record that JSON can be made of. `run` until cancelled; the rest meanwhile."""
 
-    def __init__(self, describe: Callable[[], Awaitable[dict[str, Any]]]) -> None:
+    def __init__(self, describe: Callable[[], Awaitable[object]]) -> None:
         self._describe = describe
         self._changed = asyncio.Condition()
         self.snapshot = b"{}"

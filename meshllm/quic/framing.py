@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from meshllm.errors import ProtocolError
-from meshllm.mesh.transport import Stream
+from meshllm.quic.transport import Stream
 
 
 def framed(message: bytes) -> bytes:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from meshllm.mesh.announcement import Announcement, ModelInfo, Role
-from meshllm.mesh.plan import Assignment, assign, has_model, needed_bytes, will_fetch, within_reach
+from meshllm.mesh.groups import Placement, has_model, needed_bytes, place_model, will_fetch, within_reach
 
 _BUSY_PER_MIN = 6.0  # requests to one server; below, more servers are of no use
 _MUCH_MORE = 4.0  # than the other model's servers would get: moving back would need sixteen times as much
@@ -33,11 +33,11 @@ def wanted_models(view: Mapping[str, Announcement]) -> list[ModelInfo]:
     return [models[key] for key in sorted(models) if drops.get(key, 0) % 2 == 0]
 
 
-def make_plan(view: Mapping[str, Announcement]) -> list[Assignment]:
+def place_models(view: Mapping[str, Announcement]) -> list[Placement]:
     """One assignment per wanted model."""
     teams = _Teams(view)
     teams.settle()
-    return [teams.assignment(fingerprint) for fingerprint in teams.models]
+    return [teams.placement(fingerprint) for fingerprint in teams.models]
 
 
 def requests_per_min(view: Mapping[str, Announcement]) -> dict[str, float]:
@@ -57,7 +57,7 @@ class _Teams:
     models: dict[str, ModelInfo] = field(init=False)
     members: dict[str, set[str]] = field(init=False)
     rates: Mapping[str, float] = field(init=False)
-    _assignments: dict[str, Assignment] = field(default_factory=dict)
+    _placements: dict[str, Placement] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.models = {m.fingerprint: m for m in wanted_models(self.view)}
@@ -86,18 +86,18 @@ class _Teams:
         self._rescue()
         self._relieve()
 
-    def assignment(self, fingerprint: str) -> Assignment:
-        if fingerprint not in self._assignments:
-            self._assignments[fingerprint] = assign(self.models[fingerprint], self.view, self.members[fingerprint])
-        return self._assignments[fingerprint]
+    def placement(self, fingerprint: str) -> Placement:
+        if fingerprint not in self._placements:
+            self._placements[fingerprint] = place_model(self.models[fingerprint], self.view, self.members[fingerprint])
+        return self._placements[fingerprint]
 
     def _put(self, node_id: str, fingerprint: str) -> None:
         for other, team in self.members.items():
             if node_id in team:
                 team.discard(node_id)
-                self._assignments.pop(other, None)
+                self._placements.pop(other, None)
         self.members[fingerprint].add(node_id)
-        self._assignments.pop(fingerprint, None)
+        self._placements.pop(fingerprint, None)
 
     def _current(self) -> dict[str, str]:
         """What each node serves, helps to serve, or gets."""
@@ -131,22 +131,22 @@ class _Teams:
         n_servers = self._servers(fingerprint)
         if not n_servers:
             helps = alone or within_reach(node, [self.view[i] for i in self.members[fingerprint]])
-            assignment = self.assignment(fingerprint)
-            return (0 if helps else 2, lacks, assignment.need_bytes - assignment.have_bytes)
+            placement = self.placement(fingerprint)
+            return (0 if helps else 2, lacks, placement.need_bytes - placement.have_bytes)
         servers = n_servers / (1.0 + self.rates.get(fingerprint, 0.0))
         return (1 if alone else 3, servers, lacks)
 
     def _servers(self, fingerprint: str) -> int:
         """Of a model, and those about to be: who gets the file and can serve it alone."""
-        model, assignment = self.models[fingerprint], self.assignment(fingerprint)
-        serving = {g.host for g in assignment.groups}
+        model, placement = self.models[fingerprint], self.placement(fingerprint)
+        serving = {g.host for g in placement.groups}
         team = (self.view[i] for i in self.members[fingerprint] - serving)
         coming = [node for node in team if will_fetch(node, model) and _may_serve(node, model)]
         return len(serving) + len(coming)
 
     def _spare(self, fingerprint: str) -> list[str]:
         """Free nodes that serve this model alone and are not the only ones."""
-        groups = self.assignment(fingerprint).groups
+        groups = self.placement(fingerprint).groups
         if len(groups) < 2:
             return []
         return [g.host for g in groups if not g.stages and self._is_free(self.view[g.host])]

@@ -16,8 +16,6 @@ import orjson
 
 from meshllm.errors import MeshLlmError, ModelError, ProtocolError, TransportError
 from meshllm.mesh.announcement import ModelInfo
-from meshllm.mesh.framing import read_exactly, read_framed, write_framed
-from meshllm.mesh.transport import Stream
 from meshllm.models.pieces import (
     PIECE_BYTES,
     Assembly,
@@ -30,6 +28,9 @@ from meshllm.models.pieces import (
     read_piece,
 )
 from meshllm.models.store import Model
+from meshllm.quic.framing import read_exactly, read_framed, write_framed
+from meshllm.quic.transport import Stream
+from meshllm.units import short_id
 
 BATCH = 4
 MAX_PEERS = 4
@@ -265,7 +266,7 @@ class Fetch:
             while True:
                 for node_id in self._usable():
                     if node_id not in working and waiting and await self._peer(node_id):
-                        working[node_id] = asyncio.create_task(work(node_id), name=f"pieces of {node_id[:10]}")
+                        working[node_id] = asyncio.create_task(work(node_id), name=f"pieces of {short_id(node_id)}")
                 busy = {task for task in working.values() if not task.done()}
                 if not busy:
                     break

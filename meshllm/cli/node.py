@@ -6,25 +6,28 @@ import asyncio
 import contextlib
 import socket
 import time
-from pathlib import Path
-from typing import Any
 
 import orjson
 from aiohttp import web
 
-from meshllm.api import Access, make_app, make_inner_app
+from meshllm.api import Access, make_app, make_peer_app
 from meshllm.cli.agents import NO_KEY, OWN_KEY, launch_lines, snippets
-from meshllm.cli.endpoint import access_of, bind, serving, until_signal, url_of
+from meshllm.cli.http import access_of, bind, serving, until_signal, url_of
+from meshllm.cli.options import ServeConfig
 from meshllm.cli.output import Output, open_engine_log
-from meshllm.cli.serve import ServeConfig
+from meshllm.cli.status import describe
 from meshllm.console import make_console
 from meshllm.errors import MeshLlmError
-from meshllm.mesh.identity import Identity, IdentityFile, data_folder, make_identity
-from meshllm.mesh.state import MeshState
-from meshllm.mesh.token import Token, decode, join_address, split_address
-from meshllm.mesh.transport import default_engine
-from meshllm.node import Node, NodeConfig, default_name
-from meshllm.router import InnerEngine
+from meshllm.mesh.known_meshes import KnownMeshes
+from meshllm.mesh.token import Token, decode
+from meshllm.node.node import Node, NodeConfig, default_name
+from meshllm.node.router import LocalTarget
+from meshllm.node.status import FullStatus
+from meshllm.paths import control_socket, data_folder
+from meshllm.quic.address import join_address, split_address
+from meshllm.quic.identity import Identity, IdentityFile, make_identity
+from meshllm.quic.stacks import default_stack
+from meshllm.units import GB
 
 
 async def serve_node(config: ServeConfig) -> None:
@@ -39,7 +42,7 @@ async def serve_node(config: ServeConfig) -> None:
         identity, state = _identity(config, stack)
         worker = None
         if not config.client:
-            from meshllm.worker import Worker, WorkerConfig
+            from meshllm.node.worker import Worker, WorkerConfig
 
             worker_config = WorkerConfig(
                 config.model,
@@ -49,21 +52,21 @@ async def serve_node(config: ServeConfig) -> None:
                 config.draft_tokens,
                 config.device,
                 config.threads,
-                int((config.max_vram or 0) * 1e9),
+                int((config.max_vram or 0) * GB),
                 config.bin_dir,
                 config.engine_args,
             )
-            worker = Worker(worker_config, output.say, output.progress, log_file)
+            worker = Worker(worker_config, output.emit, output.progress, log_file)
         node_config = NodeConfig(
             config.name or default_name(),
             config.bind_port,
-            config.quic or default_engine(config.client),
+            config.quic or default_stack(config.client),
             _advertised(config),
             token,
             config.split,
             config.tensor_split or (),
         )
-        node = Node(node_config, identity, state, worker, output.say)
+        node = Node(node_config, identity, state, worker, output.emit)
         await until_signal(_run(node, token, listener, console, access_of(config), output))
 
 
@@ -78,10 +81,10 @@ def _advertised(config: ServeConfig) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _identity(config: ServeConfig, stack: contextlib.ExitStack) -> tuple[Identity, MeshState]:
+def _identity(config: ServeConfig, stack: contextlib.ExitStack) -> tuple[Identity, KnownMeshes]:
     """A client, and a second node of this user's on one machine, gets a name for this run only."""
     if config.client and config.identity is None:
-        return make_identity(), MeshState(None)
+        return make_identity(), KnownMeshes(None)
     path = config.identity or data_folder() / "identity.pem"
     file = IdentityFile(path)
     stack.callback(file.close)
@@ -89,8 +92,8 @@ def _identity(config: ServeConfig, stack: contextlib.ExitStack) -> tuple[Identit
     if identity is None:
         if config.identity:
             raise MeshLlmError(f"another mesh-llm uses the identity {path}; name another file with --identity")
-        return make_identity(), MeshState(None)
-    return identity, MeshState(path.with_name(path.name + ".mesh.json"))
+        return make_identity(), KnownMeshes(None)
+    return identity, KnownMeshes(path.with_name(path.name + ".mesh.json"))
 
 
 async def _run(
@@ -101,25 +104,25 @@ async def _run(
     access: Access,
     output: Output,
 ) -> None:
-    told = _Told(node, listener, access)
+    view = _NodeView(node, listener, access)
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(serving(make_app(node.router, access), listener))
-        inner = make_inner_app(InnerEngine(node.router))
+        inner = make_peer_app(LocalTarget(node.router))
         await stack.enter_async_context(serving(inner, node.folder / "api.sock"))
         if console:
-            await stack.enter_async_context(serving(make_console(told, node.router, access), console))
-            output.say(f"the console is at {url_of(console).removesuffix('/v1')}")
+            await stack.enter_async_context(serving(make_console(view, node.router, access), console))
+            output.emit(f"the console is at {url_of(console).removesuffix('/v1')}")
         with contextlib.suppress(OSError):  # a path that is too long: the node runs, `mesh-llm status` does not
             where = control_socket(listener.getsockname()[1])
-            await stack.enter_async_context(serving(_control_app(node, told), where))
-        announced = asyncio.create_task(_announce(node, token, told, output), name="announce")
+            await stack.enter_async_context(serving(_control_app(node, view), where))
+        announced = asyncio.create_task(_announce(node, token, view, output), name="announce")
         try:
             await node.run()
         finally:
             announced.cancel()
 
 
-class _Told:
+class _NodeView:
     """What the node tells its user and the dashboard; only the command knows where its API is."""
 
     def __init__(self, node: Node, listener: socket.socket, access: Access) -> None:
@@ -130,33 +133,31 @@ class _Told:
         self.open_to_all = not access.local and not access.api_key
         self.make_token, self.drop = node.make_token, node.drop
 
-    async def describe_all(self) -> dict[str, Any]:
-        status = await self._node.describe_all()
-        return status | {"api_port": self._port, "agents": snippets(self.url, status["served"], self.key)}
+    async def describe_all(self) -> FullStatus:
+        status = self._node.describe()
+        engines = await self._node.router.engines()
+        agents = tuple(snippets(self.url, status.served, self.key))
+        return FullStatus(**vars(status), engines=engines, api_port=self._port, agents=agents)
 
 
-async def _announce(node: Node, token: Token | None, told: _Told, output: Output) -> None:
+async def _announce(node: Node, token: Token | None, view: _NodeView, output: Output) -> None:
     await node.started.wait()
-    if told.open_to_all:
-        output.say(f"whoever reaches {told.url} may use it; --api-key KEY asks for a key")
+    if view.open_to_all:
+        output.emit(f"whoever reaches {view.url} may use it; --api-key KEY asks for a key")
     if token is None:
-        output.say(f"invite others: mesh-llm --join {node.make_token()}")
+        output.emit(f"invite others: mesh-llm --join {node.make_token()}")
     await node.router.wait_served()
-    output.say(f"the API is at {told.url}")
-    for line in launch_lines(told.url, [model.name for model in node.router.served()], told.key):
-        output.say(line)
+    output.emit(f"the API is at {view.url}")
+    for line in launch_lines(view.url, [model.name for model in node.router.served()], view.key):
+        output.emit(line)
 
 
-def control_socket(port: int) -> Path:
-    """Where the node behind this API port answers to its user."""
-    folder = data_folder() / "run"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    return folder / f"{port}.sock"
-
-
-def _control_app(node: Node, told: _Told) -> web.Application:
+def _control_app(node: Node, view: _NodeView) -> web.Application:
     async def status(_request: web.Request) -> web.Response:
-        return web.json_response(body=orjson.dumps(await told.describe_all()))
+        return web.json_response(body=orjson.dumps(await view.describe_all()))
+
+    async def status_text(_request: web.Request) -> web.Response:
+        return web.Response(text="\n".join(describe(await view.describe_all())))
 
     async def token(request: web.Request) -> web.Response:
         try:
@@ -180,6 +181,7 @@ def _control_app(node: Node, told: _Told) -> web.Application:
 
     app = web.Application()
     app.router.add_get("/status", status)
+    app.router.add_get("/status.txt", status_text)
     app.router.add_post("/token", token)
     app.router.add_post("/revoke", revoke)
     app.router.add_post("/drop", drop)

@@ -13,11 +13,12 @@ from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.packet import QuicPacketType, encode_quic_version_negotiation, pull_quic_header
 
 from meshllm.errors import TransportError
-from meshllm.mesh.identity import Identity
-from meshllm.mesh.quic_link import QuicLink, QuicStream
-from meshllm.mesh.transport import ALPN, IDLE_TIMEOUT_S, LinkHandler, StreamHandler, StreamKind
-from meshllm.mesh.tuned_aioquic import WINDOW, MeshQuic
-from meshllm.mesh.udp import Datagram, UdpSocket, resolve
+from meshllm.quic.aio_link import QuicLink, QuicStream
+from meshllm.quic.aio_tuning import WINDOW, MeshQuic
+from meshllm.quic.identity import Identity
+from meshllm.quic.transport import ALPN, IDLE_TIMEOUT_S, LinkHandler, StreamHandler, StreamKind
+from meshllm.quic.udp import Datagram, UdpSocket, resolve
+from meshllm.units import short_id
 
 _BATCH = 64  # datagrams read before other work has its turn
 _DATAGRAM_SIZES = (1452, 1200)  # for an MTU of 1500, and what RFC 9000 section 14 asks every path to carry
@@ -78,7 +79,7 @@ class QuicEndpoint:
                 raise
             if peer_id is not None and link.peer_id != peer_id:
                 link.close("another node was expected here")
-                raise TransportError(f"{address} is node {link.peer_id[:10]}, not {peer_id[:10]}")
+                raise TransportError(f"{address} is node {short_id(link.peer_id)}, not {short_id(peer_id)}")
             return link
         raise TransportError(f"{address} does not answer")
 

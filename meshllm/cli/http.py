@@ -16,7 +16,7 @@ from typing import Any
 from aiohttp import web
 
 from meshllm.api import Access
-from meshllm.cli.serve import ServeConfig, is_loopback
+from meshllm.cli.options import ServeConfig, is_loopback
 from meshllm.errors import MeshLlmError
 
 

@@ -5,54 +5,54 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from typing import Any
 
 from meshllm import rpc
-from meshllm.api import Access, Ask, Place, Served, make_app
+from meshllm.api import Access, RequestInfo, Served, Upstream, make_app
 from meshllm.api.latencies import Latencies
 from meshllm.api.routing import find_model
-from meshllm.cli.endpoint import access_of, bind, serving, until_signal, url_of
+from meshllm.cli.http import access_of, bind, serving, until_signal, url_of
+from meshllm.cli.options import ServeConfig
 from meshllm.cli.output import Output, open_engine_log
-from meshllm.cli.serve import ServeConfig
-from meshllm.drafting import Drafting
-from meshllm.engine import Engine, StageServer, find_binaries, plan_engine
+from meshllm.engine import Engine, StageAddress, StageServer, find_binaries, make_launch_spec
+from meshllm.mesh.engine_status import EngineStatus
 from meshllm.models.store import resolve
+from meshllm.node.drafts import Drafting
 
 _STAGE_TIMEOUT_S = 10.0
 
 
-class _ByHand:
+class _StaticStages:
     """The engine as the API's target."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        model = engine.plan.model
+        model = engine.spec.model
         self._model = Served(model.name, model.fingerprint().hex(), model.size_bytes, model.n_layers)
         self.latencies = Latencies()
 
-    def reason_for(self, ask: Ask) -> str:
+    def reason_for(self, info: RequestInfo) -> str:
         return self._engine.reason
 
     def served(self) -> list[Served]:
         return [self._model]
 
-    async def place_for(self, ask: Ask, timeout_s: float) -> Place | None:
-        if ask.model:
-            find_model(ask.model, [(self._model.name, self._model.fingerprint)], [])
-        return Place(self._engine.socket) if await self._engine.wait_ready(timeout_s) else None
+    async def acquire(self, info: RequestInfo, timeout_s: float) -> Upstream | None:
+        if info.model:
+            find_model(info.model, [(self._model.name, self._model.fingerprint)], [])
+        return Upstream(self._engine.socket) if await self._engine.wait_ready(timeout_s) else None
 
-    def note_request(self, ask: Ask) -> None:
+    def note_request(self, info: RequestInfo) -> None:
         """Nobody else wants to know."""
 
     def failure_passes(self) -> bool:
         """Only its user can bring a stage back that was named by hand."""
         return False
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, EngineStatus]:
         return {"engine": self._engine.describe()}
 
 
-async def serve_by_hand(config: ServeConfig) -> None:
+async def serve_static_stages(config: ServeConfig) -> None:
     output = Output(verbose=config.verbose, json=config.log_json)
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(contextlib.closing(bind(config.host, config.port)))
@@ -62,20 +62,20 @@ async def serve_by_hand(config: ServeConfig) -> None:
         servers = []
         for address in config.stages:
             info = await asyncio.to_thread(rpc.probe, address, _STAGE_TIMEOUT_S)
-            servers.append(StageServer(address, address, address, info))
+            servers.append(StageServer(StageAddress(address, address, address), info))
         binaries = find_binaries(config.bin_dir)
         split = config.tensor_split
-        plan = plan_engine(model, binaries, servers, split, config.device, config.engine_args, speculation)
-        engine = Engine(plan, output.say, output.progress, log_file)
+        spec = make_launch_spec(model, binaries, servers, split, config.device, config.engine_args, speculation)
+        engine = Engine(spec, output.emit, output.progress, log_file)
         await until_signal(_run(engine, listener, access_of(config), output))
 
 
 async def _run(engine: Engine, listener: socket.socket, access: Access, output: Output) -> None:
     async def announce() -> None:
         await engine.first_ready.wait()
-        output.say(f"the API is at {url_of(listener)}")
+        output.emit(f"the API is at {url_of(listener)}")
 
-    async with serving(make_app(_ByHand(engine), access), listener):
+    async with serving(make_app(_StaticStages(engine), access), listener):
         announced = asyncio.create_task(announce(), name="announce")
         try:
             await engine.run()

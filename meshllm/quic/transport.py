@@ -7,13 +7,11 @@ certificates, and the first byte of a stream that says its kind.
 from __future__ import annotations
 
 import enum
-import importlib.util
 import socket
 from collections.abc import Callable
 from typing import Protocol
 
-from meshllm.errors import TransportError
-from meshllm.mesh.identity import Identity
+from meshllm.quic.identity import Identity
 
 ALPN = "mesh-llm/1"
 IDLE_TIMEOUT_S = 20.0
@@ -108,28 +106,3 @@ class Transport(Protocol):
 LinkHandler = Callable[[Link], None]
 StreamHandler = Callable[[Link, StreamKind, Stream], None]
 MakeTransport = Callable[[Identity, LinkHandler, StreamHandler], Transport]
-
-ENGINES = ("native", "aioquic")
-
-
-def has_native() -> bool:
-    """Whether the compiled engine is part of this installation."""
-    return importlib.util.find_spec("meshllm.mesh._quic") is not None
-
-
-def default_engine(client: bool) -> str:
-    """A lite client moves little, and does without compiled code."""
-    return "native" if has_native() and not client else "aioquic"
-
-
-def engine_named(name: str) -> MakeTransport:
-    """One of ENGINES. Raises TransportError when it is not installed."""
-    if name == "native":
-        if not has_native():
-            raise TransportError("this installation is without the native QUIC engine; --quic aioquic does without")
-        from meshllm.mesh.native_quic import NativeEndpoint
-
-        return NativeEndpoint
-    from meshllm.mesh.quic import QuicEndpoint
-
-    return QuicEndpoint

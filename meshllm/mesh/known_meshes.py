@@ -28,7 +28,7 @@ class KnownMesh:
     revoked: list[str] = field(default_factory=list)
 
 
-class MeshState:
+class KnownMeshes:
     """`path` None keeps nothing."""
 
     def __init__(self, path: Path | None) -> None:

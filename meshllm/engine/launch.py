@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import orjson
 
 from meshllm import rpc
 from meshllm.engine.binaries import Binaries
-from meshllm.engine.split import assign_layers, tensor_split
+from meshllm.engine.layers import assign_layers, tensor_split
 from meshllm.errors import EngineError
+from meshllm.mesh.engine_status import EngineStage, StageCounters
 from meshllm.models.store import Model
 
 # KV memory would be read back over the network to be kept on the host: not worth it.
@@ -21,27 +22,47 @@ _NGRAM = 4  # tokens that have come before, for what followed them to be guessed
 
 
 @dataclass(frozen=True)
-class StageServer:
-    """A device server that takes part: `address` for the host, `peer_address` for the other stages."""
+class StageAddress:
+    """A device server: `address` for the host, `peer_address` for the other stages."""
 
     name: str
     address: str
     peer_address: str
+
+
+@dataclass(frozen=True)
+class StageServer:
+    """A device server that takes part, and what it answered when it was probed."""
+
+    at: StageAddress
     info: rpc.ServerInfo
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One device of one device server, as the host and the other stages reach it."""
+    """One device of one device server."""
 
-    name: str
-    address: str
-    peer_address: str
+    at: StageAddress
     device: int
     description: str
     n_layers: int
     has_model: bool
     weight_bytes: int  # of its layers
+
+    @property
+    def name(self) -> str:
+        return self.at.name
+
+    def status(self, counters: StageCounters | None) -> EngineStage:
+        return EngineStage(
+            **asdict(self.at),
+            device=self.device,
+            description=self.description,
+            n_layers=self.n_layers,
+            has_model=self.has_model,
+            weight_bytes=self.weight_bytes,
+            counters=counters,
+        )
 
 
 @dataclass(frozen=True)
@@ -63,7 +84,7 @@ class Speculation:
 
 
 @dataclass(frozen=True)
-class EnginePlan:
+class LaunchSpec:
     model: Model
     binaries: Binaries
     stages: tuple[Stage, ...]
@@ -86,17 +107,14 @@ class EnginePlan:
 
     def backend_config(self, counters: Path) -> bytes:
         """The JSON that MESH_LLM_BACKEND_CONFIG names; docs/architecture.md."""
-        stages = [
-            {"name": s.name, "address": s.address, "peer_address": s.peer_address, "device": s.device}
-            for s in self.stages
-        ]
+        stages = [asdict(stage.at) | {"device": stage.device} for stage in self.stages]
         model = {"fingerprint": self.model.fingerprint().hex(), "files": self.model.files}
         return orjson.dumps(
             {"stages": stages, "host_device": self.host_device, "model": model, "counters": str(counters)}
         )
 
 
-def plan_engine(
+def make_launch_spec(
     model: Model,
     binaries: Binaries,
     servers: Sequence[StageServer],
@@ -104,7 +122,7 @@ def plan_engine(
     host_device: str | None,
     extra_args: Sequence[str],
     speculation: Speculation | None = None,
-) -> EnginePlan:
+) -> LaunchSpec:
     """`servers` in the order of the layers. Raises EngineError.
 
     `split` has one number per stage, and may have one more for the host's own share of layers; without it the stages
@@ -126,11 +144,10 @@ def plan_engine(
     for (server, index, device), n in zip(devices, layers[:-1], strict=True):
         weight_bytes = sum(sizes[first : first + n])
         has_model = fingerprint in server.info.models
-        where = server.name, server.address, server.peer_address
-        stages.append(Stage(*where, index, device.description, n, has_model, weight_bytes))
+        stages.append(Stage(server.at, index, device.description, n, has_model, weight_bytes))
         first += n
     device_name = host_device or _best_device()
-    return EnginePlan(model, binaries, tuple(stages), layers[-1], device_name, tuple(extra_args), speculation)
+    return LaunchSpec(model, binaries, tuple(stages), layers[-1], device_name, tuple(extra_args), speculation)
 
 
 def _layer_bytes(model: Model) -> list[int]:

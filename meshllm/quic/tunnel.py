@@ -6,12 +6,12 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from meshllm.errors import MeshLlmError
-from meshllm.mesh.transport import Stream
+from meshllm.quic.transport import Stream
+from meshllm.tasks import OwnedTasks
 
 _BACKLOG = 128
 _RETRY_S = 0.1
@@ -30,7 +30,7 @@ async def serve_stream(stream: Stream, path: Path) -> None:
     await stream.splice(sock)
 
 
-class Doors:
+class Tunnels:
     """Unix sockets that lead to peers: what connects to one is spliced to a new stream.
 
     Use as `async with`; closing ends all that goes through.
@@ -38,20 +38,19 @@ class Doors:
 
     def __init__(self) -> None:
         self._listeners: dict[Path, asyncio.Task[None]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = OwnedTasks()
 
-    async def __aenter__(self) -> Doors:
+    async def __aenter__(self) -> Tunnels:
+        await self._tasks.__aenter__()
         return self
 
-    async def __aexit__(self, *_exc: object) -> None:
+    async def __aexit__(self, *exc: object) -> None:
         for path in list(self._listeners):
             await self.close(path)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.__aexit__(*exc)
 
     async def open(self, path: Path, open_stream: Callable[[], Awaitable[Stream]]) -> None:
-        """Nothing happens when the door is there already. Raises OSError."""
+        """Does nothing when the tunnel is open already. Raises OSError."""
         if path in self._listeners:
             return
         _remove(path)
@@ -63,17 +62,20 @@ class Doors:
         except BaseException:
             listener.close()
             raise
-        self._listeners[path] = asyncio.create_task(self._accept(listener, path, open_stream), name=f"door {path.name}")
+        self._listeners[path] = asyncio.create_task(
+            self._accept(listener, path, open_stream), name=f"tunnel {path.name}"
+        )
 
     async def _accept(self, listener: socket.socket, path: Path, open_stream: Callable[[], Awaitable[Stream]]) -> None:
         with listener:
             while True:
                 try:
                     sock, _ = await asyncio.get_running_loop().sock_accept(listener)
-                except OSError:  # too many open files, or who came is gone again
+                except OSError:  # too many open files, or the caller is gone again
                     await asyncio.sleep(_RETRY_S)
                     continue
-                self.spawn(_lead(sock, open_stream), f"through door {path.name}")
+                if self._tasks.spawn(partial(_forward, sock, open_stream), f"through tunnel {path.name}") is None:
+                    sock.close()
 
     async def close(self, path: Path) -> None:
         if listener := self._listeners.pop(path, None):
@@ -81,25 +83,10 @@ class Doors:
             await asyncio.gather(listener, return_exceptions=True)
             _remove(path)
 
-    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        """Owned by these doors."""
-        task = asyncio.create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
 
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            with contextlib.suppress(OSError, MeshLlmError):
-                task.result()
-
-
-async def _lead(sock: socket.socket, open_stream: Callable[[], Awaitable[Stream]]) -> None:
+async def _forward(sock: socket.socket, open_stream: Callable[[], Awaitable[Stream]]) -> None:
     with sock:  # unless the splice takes it
-        try:
-            stream = await open_stream()
-        except MeshLlmError:
-            return
+        stream = await open_stream()
         await stream.splice(sock)
 
 

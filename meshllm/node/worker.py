@@ -12,23 +12,24 @@ from pathlib import Path
 from typing import IO
 
 from meshllm import rpc
-from meshllm.drafting import Drafting
 from meshllm.engine import (
     Engine,
-    EnginePlan,
     EngineState,
+    LaunchSpec,
     StageServer,
     find_binaries,
-    plan_engine,
+    make_launch_spec,
 )
+from meshllm.engine.launch import StageAddress
 from meshllm.errors import EngineError, MeshLlmError
 from meshllm.mesh.announcement import ModelInfo
-from meshllm.mesh.network import Mesh
-from meshllm.mesh.plan import Group
+from meshllm.mesh.groups import Group
+from meshllm.mesh.mesh import Mesh
 from meshllm.models.download import can_be_had
 from meshllm.models.store import Model, NotOnDiskError, Store, resolve
-from meshllm.share import Sharing
-from meshllm.supply import Supply, model_info, model_infos
+from meshllm.models.transfer import Sharing
+from meshllm.node.drafts import Drafting
+from meshllm.node.files import ModelFiles, model_info, model_infos
 
 RESERVE = 0.1  # of a device's memory, for the KV cache and compute buffers
 _PROBE_TIMEOUT_S = 15.0
@@ -50,28 +51,19 @@ class WorkerConfig:
     engine_args: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class StageDoor:
-    """A stage as the host reaches it: a socket on this machine, and its name beside the other stages."""
-
-    name: str
-    socket: Path
-    peer_address: str
-
-
 class Worker:
-    """`say` gets one line per event, `progress` the present step of loading.
+    """`emit` gets one line per event, `progress` the present step of loading.
 
     Raises MeshLlmError when a model that was named is broken, or missing and cannot be had.
     """
 
     def __init__(
-        self, config: WorkerConfig, say: Callable[[str], None], progress: Callable[[str], None], log: IO[str] | None
+        self, config: WorkerConfig, emit: Callable[[str], None], progress: Callable[[str], None], log: IO[str] | None
     ) -> None:
         self._config = config
-        self._say, self._progress, self._log = say, progress, log
+        self.emit, self._progress, self._log = emit, progress, log
         self._binaries = find_binaries(config.bin_dir)
-        self._store = Store(say)
+        self._store = Store(emit)
         self.named: list[ModelInfo] = []
         self.missing: dict[str, NotOnDiskError] = {}  # what was named and is not on disk
         for name in config.models:
@@ -94,8 +86,8 @@ class Worker:
         info = model_info(model)
         self.named = [*(m for m in self.named if m != info), info]
 
-    def supply(self, mesh: Mesh) -> Supply:
-        return Supply(mesh, self._store, self._binaries.leash, self._offer, self._say, self._progress)
+    def files(self, mesh: Mesh) -> ModelFiles:
+        return ModelFiles(mesh, self._store, self._binaries.leash, self._offer, self.emit, self._progress)
 
     # --- what the node announces ---
 
@@ -108,7 +100,7 @@ class Worker:
         return self._config.fetch
 
     @property
-    def engine_version(self) -> str:
+    def ggml_version(self) -> str:
         return f"ggml {rpc.ggml_version()}"
 
     def device_name(self) -> str:
@@ -152,14 +144,14 @@ class Worker:
             try:
                 self._server.set_models(self._model_files())
             except MeshLlmError as error:  # a file went away just now: the next scan knows
-                self._say(str(error))
+                self.emit(str(error))
 
     async def report(self) -> None:
         """What the device server has to say, until cancelled."""
         while True:
             await asyncio.sleep(_LOG_INTERVAL_S)
             for line in self._server.take_log() if self._server else ():
-                self._say(line)
+                self.emit(line)
 
     async def stop_server(self) -> None:
         if self._server:
@@ -170,30 +162,35 @@ class Worker:
 
     # --- the engine ---
 
-    async def serve(self, group: Group, doors: Sequence[StageDoor]) -> None:
-        """Runs the engine as host of `group` until cancelled. Raises EngineError when it cannot run without stages."""
+    async def serve(self, group: Group, stages: Sequence[tuple[str, Path]], on_change: Callable[[], None]) -> None:
+        """Runs the engine as host of `group` until cancelled. Raises EngineError when it cannot run without stages.
+
+        `stages`: names of the peers, and the sockets that lead to their device servers. `on_change` is called when
+        the state of the engine changes.
+        """
         while True:
             try:
-                plan = await self._plan(group, doors)
-                self.engine = Engine(plan, self._say, self._progress, self._log)
+                spec = await self._launch_spec(group, stages)
+                self.engine = Engine(spec, self.emit, self._progress, self._log, on_change)
                 await self.engine.run()
             except MeshLlmError as error:
                 if not group.stages:
                     raise
-                self._say(f"{error}; trying again in {_RETRY_S:g} s")
+                self.emit(f"{error}; trying again in {_RETRY_S:g} s")
             finally:
                 self.engine = None
+                on_change()
             await asyncio.sleep(_RETRY_S)
 
-    async def _plan(self, group: Group, doors: Sequence[StageDoor]) -> EnginePlan:
+    async def _launch_spec(self, group: Group, stages: Sequence[tuple[str, Path]]) -> LaunchSpec:
         model = self._store.models.get(group.model.fingerprint)
         if model is None:
             raise EngineError(f"{group.model.name} is no longer on this machine's disk")
         servers: list[StageServer] = []
-        for door in doors:
-            address = f"unix:{door.socket}"
-            info = await asyncio.to_thread(rpc.probe, address, _PROBE_TIMEOUT_S)
-            servers.append(StageServer(door.name, address, door.peer_address, info))
+        for name, socket in stages:
+            # Another stage finds the socket of the same name beside its own.
+            at = StageAddress(name, f"unix:{socket}", f"unix:{socket.name}")
+            servers.append(StageServer(at, await asyncio.to_thread(rpc.probe, at.address, _PROBE_TIMEOUT_S)))
         shares: list[float] = []
         for server, share in zip(servers, group.shares, strict=False):
             memory = [max(device.memory_free, 1) for device in server.info.devices]
@@ -201,7 +198,7 @@ class Worker:
         split = [*shares, group.shares[-1]] if servers else None
         config = self._config
         speculation = await asyncio.to_thread(self._drafting.for_model, model)
-        return plan_engine(model, self._binaries, servers, split, config.device, config.engine_args, speculation)
+        return make_launch_spec(model, self._binaries, servers, split, config.device, config.engine_args, speculation)
 
     @property
     def ready(self) -> bool:

@@ -20,14 +20,14 @@ _ROOM = 1.1  # a model needs its size and a tenth
 _BETTER = 0.7  # a new set of stages is worth a restart when its farthest is this much nearer
 
 
-class Why(enum.StrEnum):
-    """Why a node is, or is not, a stage of a model."""
+class StageStatus(enum.StrEnum):
+    """What a node is to a model, or why it is no stage of it."""
 
     HOST = "host"
     STAGE = "stage"
     NOT_NEEDED = "not needed"
     CLIENT = "API client only"
-    OTHER_ENGINE = "another engine version"
+    OTHER_GGML = "another ggml version"
     UNKNOWN_RTT = "unknown RTT"
     TOO_FAR = "too far"
     NO_MEMORY = "no memory"
@@ -52,20 +52,20 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Assignment:
+class Placement:
     """What becomes of one model: groups that serve it, or how much memory is missing."""
 
     model: ModelInfo
     groups: tuple[Group, ...]
     need_bytes: int
     have_bytes: int  # of all that could take part
-    reasons: Mapping[str, Why] = field(default_factory=dict)  # every node of the view
+    reasons: Mapping[str, StageStatus] = field(default_factory=dict)  # every node of the view
 
     def group_of(self, host: str) -> Group | None:
         return next((g for g in self.groups if g.host == host), None)
 
 
-def assign(model: ModelInfo, view: Mapping[str, Announcement], team: Collection[str]) -> Assignment:
+def place_model(model: ModelInfo, view: Mapping[str, Announcement], team: Collection[str]) -> Placement:
     """`team`: the workers of the view that are for this model."""
     need = needed_bytes(model)
     workers = {i: n for i, n in sorted(view.items()) if i in team}
@@ -73,11 +73,15 @@ def assign(model: ModelInfo, view: Mapping[str, Announcement], team: Collection[
     able = [i for i, n in workers.items() if has_model(n, model) and n.memory_bytes >= need]
     if able and not force:
         groups = tuple(Group(model, i, (), (1.0,), workers[i].memory_bytes) for i in able)
-        reasons = {i: _why_idle(n, model, need) for i, n in workers.items()} | dict.fromkeys(able, Why.HOST)
-        found = Assignment(model, groups, need, groups[0].memory_bytes, reasons)
+        reasons = {i: _idle_status(n, model, need) for i, n in workers.items()} | dict.fromkeys(able, StageStatus.HOST)
+        found = Placement(model, groups, need, groups[0].memory_bytes, reasons)
     else:
         found = _split(model, workers, need, force)
-    others = {i: Why.CLIENT if n.role is Role.CLIENT else Why.OTHER_MODEL for i, n in view.items() if i not in team}
+    others = {
+        i: StageStatus.CLIENT if n.role is Role.CLIENT else StageStatus.OTHER_MODEL
+        for i, n in view.items()
+        if i not in team
+    }
     return replace(found, reasons={**others, **found.reasons})
 
 
@@ -94,20 +98,22 @@ def will_fetch(node: Announcement, model: ModelInfo) -> bool:
     return node.fetches and not has_model(node, model) and model.fingerprint not in node.cannot_fetch
 
 
-def _why_idle(node: Announcement, model: ModelInfo, need: int) -> Why:
+def _idle_status(node: Announcement, model: ModelInfo, need: int) -> StageStatus:
     if not has_model(node, model):
-        return Why.FETCHING if will_fetch(node, model) else Why.NO_MODEL
-    return Why.NOT_NEEDED if node.memory_bytes >= need else Why.NO_MEMORY
+        return StageStatus.FETCHING if will_fetch(node, model) else StageStatus.NO_MODEL
+    return StageStatus.NOT_NEEDED if node.memory_bytes >= need else StageStatus.NO_MEMORY
 
 
-def _split(model: ModelInfo, workers: Mapping[str, Announcement], need: int, force: bool) -> Assignment:
+def _split(model: ModelInfo, workers: Mapping[str, Announcement], need: int, force: bool) -> Placement:
     owners = [i for i, n in workers.items() if has_model(n, model) and n.memory_bytes > 0]
     if not owners:
-        return Assignment(model, (), need, 0, {i: _why_idle(n, model, need) for i, n in workers.items()})
+        return Placement(model, (), need, 0, {i: _idle_status(n, model, need) for i, n in workers.items()})
     host = _elect(owners, workers, model, need, force)
     running = _running(workers[host], model)
     reasons = _reasons(model, workers, workers[host], running)
-    candidates = {i: _rtt(workers[host], workers[i]) or 0.0 for i, why in reasons.items() if why is Why.NOT_NEEDED}
+    candidates = {
+        i: _rtt(workers[host], workers[i]) or 0.0 for i, why in reasons.items() if why is StageStatus.NOT_NEEDED
+    }
     missing = need - workers[host].memory_bytes
     have = workers[host].memory_bytes + sum(workers[i].memory_bytes for i in candidates)
     limit = model.n_layers  # every stage takes a layer at least
@@ -121,10 +127,10 @@ def _split(model: ModelInfo, workers: Mapping[str, Announcement], need: int, for
     if stages is not None and running is not None and (not force or set(running.stages) == set(stages)):
         stages = _keep(stages, running, missing, candidates, memory)
     if stages is None:
-        return Assignment(model, (), need, have, reasons)
-    reasons |= dict.fromkeys(stages, Why.STAGE)
+        return Placement(model, (), need, have, reasons)
+    reasons |= dict.fromkeys(stages, StageStatus.STAGE)
     group = _group(model, host, stages, workers)
-    return Assignment(model, (group,), need, have, reasons)
+    return Placement(model, (group,), need, have, reasons)
 
 
 def _elect(owners: Sequence[str], workers: Mapping[str, Announcement], model: ModelInfo, need: int, force: bool) -> str:
@@ -137,30 +143,30 @@ def _elect(owners: Sequence[str], workers: Mapping[str, Announcement], model: Mo
         if running and all(s in workers for s in running.stages):
             memory = sum(workers[s].memory_bytes for s in (i, *running.stages))
             reasons = _reasons(model, workers, workers[i], running)
-            if memory >= need and all(reasons[s] is Why.NOT_NEEDED for s in running.stages):
+            if memory >= need and all(reasons[s] is StageStatus.NOT_NEEDED for s in running.stages):
                 return i
     return best
 
 
 def _reasons(
     model: ModelInfo, workers: Mapping[str, Announcement], host: Announcement, running: Serving | None
-) -> dict[str, Why]:
+) -> dict[str, StageStatus]:
     """For everybody but the host whether it could be a stage: NOT_NEEDED, or why not."""
-    reasons: dict[str, Why] = {}
+    reasons: dict[str, StageStatus] = {}
     for node_id, node in workers.items():
         works = running is not None and node_id in running.stages
         if node_id == host.node_id:
-            reasons[node_id] = Why.HOST
+            reasons[node_id] = StageStatus.HOST
         elif will_fetch(node, model) and not works:
-            reasons[node_id] = Why.FETCHING
+            reasons[node_id] = StageStatus.FETCHING
         else:
-            reasons[node_id] = _why_not(node, host, _KEEP_RTT_MS if works else MAX_RTT_MS)
+            reasons[node_id] = _stage_status(node, host, _KEEP_RTT_MS if works else MAX_RTT_MS)
     return reasons
 
 
 def within_reach(node: Announcement, others: Collection[Announcement]) -> bool:
     """Whether it may compute together with one of them, or there are none yet."""
-    return not others or any(_why_not(node, other, MAX_RTT_MS) is Why.NOT_NEEDED for other in others)
+    return not others or any(_stage_status(node, other, MAX_RTT_MS) is StageStatus.NOT_NEEDED for other in others)
 
 
 def _running(host: Announcement, model: ModelInfo) -> Serving | None:
@@ -173,16 +179,16 @@ def _rtt(a: Announcement, b: Announcement) -> float | None:
     return max(known, default=None)
 
 
-def _why_not(node: Announcement, host: Announcement, limit_ms: float) -> Why:
+def _stage_status(node: Announcement, host: Announcement, limit_ms: float) -> StageStatus:
     """NOT_NEEDED when it could be a stage. The distance counts before the memory."""
-    if node.engine != host.engine:
-        return Why.OTHER_ENGINE
+    if node.ggml_version != host.ggml_version:
+        return StageStatus.OTHER_GGML
     rtt_ms = _rtt(host, node)
     if rtt_ms is None:
-        return Why.UNKNOWN_RTT
+        return StageStatus.UNKNOWN_RTT
     if rtt_ms > limit_ms:
-        return Why.TOO_FAR
-    return Why.NOT_NEEDED if node.memory_bytes > 0 else Why.NO_MEMORY
+        return StageStatus.TOO_FAR
+    return StageStatus.NOT_NEEDED if node.memory_bytes > 0 else StageStatus.NO_MEMORY
 
 
 def choose_stages(

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
-
-import psutil
 
 from meshllm.errors import MeshError, MeshLlmError, ProtocolError, TransportError
 from meshllm.mesh import hello
 from meshllm.mesh.announcement import MAX_PEERS, Announcement, Role
-from meshllm.mesh.framing import read_framed, write_framed
 from meshllm.mesh.hello import Credentials
-from meshllm.mesh.identity import Identity, random_hex
 from meshllm.mesh.membership import MAX_MESSAGE_BYTES, Membership
-from meshllm.mesh.token import Token, join_address
-from meshllm.mesh.transport import Link, MakeTransport, Stream, StreamKind
+from meshllm.mesh.token import Token
+from meshllm.quic.framing import read_framed, write_framed
+from meshllm.quic.identity import Identity, random_hex
+from meshllm.quic.transport import Link, MakeTransport, Stream, StreamKind
+from meshllm.tasks import Changes, OwnedTasks
+from meshllm.units import short_id
 
 _DIAL_TIMEOUT_S = 5.0
 _STAGGER_S = 0.15  # between the addresses of one node, as RFC 8305 does it
@@ -32,9 +30,12 @@ _REDIAL_S = 2.0
 _MAX_PENDING = 64  # gossip messages kept for a peer that is being dialled
 _MAX_LINKED = 64  # workers; in a larger mesh RTTs are known of some only
 _RTT_SAMPLES = 10
-_TICK_S = 0.1
+_UPKEEP_S = 1.0  # between measurements of RTTs, and looks for links that are missing
+_GOODBYE_S = 0.2  # for each peer to take it
+_LAST_DATAGRAMS_S = 0.05  # for them to leave before the links close
 _MAX_EARLY = 16
 _UNUSED_CHECK_S = 1.0
+_REFUSAL_S = 1.0  # for the reason to reach who was refused, before the link closes
 _REFUSAL_LOG_S = 60.0
 
 
@@ -52,9 +53,9 @@ class _Peer:
 
 
 class Mesh:
-    """`on_stream` gets streams of members (RPC, HTTP, TRANSFER); `say` one line per event.
+    """`on_stream` gets streams of members (RPC, HTTP, TRANSFER); `emit` one line per event.
 
-    `changed` is set whenever the view may have changed.
+    `changes` is notified whenever the view may have changed.
     """
 
     def __init__(
@@ -63,25 +64,26 @@ class Mesh:
         credentials: Credentials,
         me: Announcement,
         on_stream: Callable[[Link, StreamKind, Stream], None],
-        say: Callable[[str], None],
+        emit: Callable[[str], None],
         make_transport: MakeTransport,
     ) -> None:
         self.credentials = credentials
         self.membership = Membership(me, random.Random(), time.monotonic())
-        self.changed = asyncio.Event()
+        self.changes = Changes()
         self.observed: str = ""  # this node's address as others see it
         self.bootstrap: list[tuple[str, str | None]] = []  # (address, node id) to try while nobody is linked
         self._on_stream = on_stream
-        self._say = say
+        self._emit = emit
         self._boot = random_hex(8)
         self._endpoint = make_transport(identity, self._incoming, self._stream_opened)
-        self._me = identity.node_id
+        self._self_id = identity.node_id
         self._peers: dict[str, _Peer] = {}
         self._admitted: dict[Link, float] = {}  # since when
         self._hellos: dict[Link, asyncio.Future[Stream]] = {}
         # A member that we have dialled may open streams right behind its answer to our hello.
         self._early: dict[Link, list[tuple[StreamKind, Stream]]] = {}
-        self._tasks: asyncio.TaskGroup | None = None
+        self._tasks = OwnedTasks()
+        self._moved = asyncio.Event()  # membership has something to do, perhaps before it next wakes
         self._refused: dict[str, float] = {}
         self._next_bootstrap = 0.0
 
@@ -98,51 +100,51 @@ class Mesh:
     async def run(self) -> None:
         """Until cancelled; then says good-bye to the others."""
         try:
-            async with asyncio.TaskGroup() as group:
-                self._tasks = group
-                try:
-                    await self._drive()
-                finally:
-                    self._tasks = None  # a group that ends takes no more
+            async with self._tasks:
+                await self._drive()
         finally:
-            await self._say_goodbye()
+            await self._send_goodbye()
             await self._endpoint.close()
 
     async def _drive(self) -> None:
-        next_slow = 0.0
+        next_upkeep = 0.0
         while True:
+            self._moved.clear()
             now = time.monotonic()
             self.membership.tick(now)
-            if now >= next_slow:
-                next_slow = now + 1.0
+            if now >= next_upkeep:
+                next_upkeep = now + _UPKEEP_S
                 self._measure()
                 self._keep_links(now)
             self._flush()
-            await asyncio.sleep(_TICK_S)
+            wake = min(self.membership.next_wake(), next_upkeep)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wake - time.monotonic()):
+                    await self._moved.wait()
 
-    async def _say_goodbye(self) -> None:
+    async def _send_goodbye(self) -> None:
         self.membership.leave()
         for peer_id, message in self.membership.outbox:
             peer = self._peers.get(peer_id)
             if peer and (link := self._best(peer)):
                 with contextlib.suppress(MeshLlmError, TimeoutError):
                     stream = link.open(StreamKind.GOSSIP)
-                    await asyncio.wait_for(write_framed(stream, message), 0.2)
+                    async with asyncio.timeout(_GOODBYE_S):
+                        await write_framed(stream, message)
                     stream.finish()  # else it would be dropped, with what it says
-        await asyncio.sleep(0.05)  # the datagrams leave before the links close
+        await asyncio.sleep(_LAST_DATAGRAMS_S)
 
-    def _spawn(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> asyncio.Task[None] | None:
-        """None once the mesh is being left."""
-        return self._tasks.create_task(self._contained(work, name), name=name) if self._tasks else None
+    # --- what this node announces ---
 
-    async def _contained(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
-        """What one peer does may end its own task only, also where it finds a fault of ours."""
-        try:
-            await work()
-        except (MeshLlmError, TimeoutError):
-            pass
-        except Exception as error:
-            self._say(f"internal error, please report it: {name}: {error!r}")
+    @property
+    def me(self) -> Announcement:
+        return self.membership.me
+
+    def announce(self, me: Announcement) -> None:
+        """Tells the members what has changed about this node: `announce(replace(mesh.me, ...))`."""
+        self.membership.announce(me)
+        self._flush()
+        self._moved.set()
 
     # --- joining ---
 
@@ -183,7 +185,7 @@ class Mesh:
         self._early[link] = []
         try:
             async with asyncio.timeout(_HELLO_TIMEOUT_S):
-                await write_framed(stream, hello.ask(self.credentials, self._me, self._boot))
+                await write_framed(stream, hello.ask(self.credentials, self._self_id, self._boot))
                 reply = await read_framed(stream, hello.MAX_HELLO_BYTES)
             welcome = hello.welcome(self.credentials, reply or b"", link.peer_id)
         except TimeoutError:
@@ -204,7 +206,7 @@ class Mesh:
 
     def _incoming(self, link: Link) -> None:
         self._hellos[link] = asyncio.get_running_loop().create_future()
-        self._spawn(partial(self._receive_hello, link), f"hello {link.peer_address}")
+        self._tasks.spawn(partial(self._receive_hello, link), f"hello {link.peer_address}")
 
     async def _receive_hello(self, link: Link) -> None:
         """The other side's. A stranger gets no other stream."""
@@ -216,7 +218,7 @@ class Mesh:
                     self.credentials,
                     question or b"",
                     link.peer_id,
-                    self._me,
+                    self._self_id,
                     self._boot,
                     link.peer_address,
                     self.revoked(),
@@ -227,10 +229,11 @@ class Mesh:
             self._admit(link, boot)
         except (MeshError, ProtocolError) as error:
             self._log_refusal(link, str(error))
-            with contextlib.suppress(MeshLlmError):
+            with contextlib.suppress(MeshLlmError, TimeoutError):
                 await write_framed(stream, hello.refusal(str(error)))
                 stream.finish()
-                await asyncio.wait_for(link.wait_closed(), 1.0)  # the answer is to arrive first
+                async with asyncio.timeout(_REFUSAL_S):
+                    await link.wait_closed()
         except TimeoutError:
             self._log_refusal(link, "it did not introduce itself")
         finally:
@@ -242,7 +245,7 @@ class Mesh:
         host, now = link.peer_address.rpartition(":")[0], time.monotonic()
         self._refused = {h: t for h, t in self._refused.items() if now - t < _REFUSAL_LOG_S}
         if host not in self._refused:
-            self._say(f"refused {link.peer_address}: {why}")
+            self._emit(f"refused {link.peer_address}: {why}")
         self._refused[host] = now
 
     def revoked(self) -> frozenset[str]:
@@ -251,7 +254,7 @@ class Mesh:
     # --- links ---
 
     def _admit(self, link: Link, boot: str) -> None:
-        if link.peer_id == self._me:
+        if link.peer_id == self._self_id:
             link.close("this is the same node")
             raise TransportError(f"{link.peer_address} is this node itself")
         peer = self._peers.setdefault(link.peer_id, _Peer())
@@ -263,25 +266,27 @@ class Mesh:
         self._admitted[link] = time.monotonic()
         peer.links.append(link)
         # When both dialled at once, both sides keep the one that the smaller id dialled; the other one ends unused.
-        peer.links.sort(key=lambda one: one.dialled != (self._me < one.peer_id))
-        self._spawn(partial(self._watch, link, peer), f"link {link.peer_address}")
+        peer.links.sort(key=lambda one: one.dialled != (self._self_id < one.peer_id))
+        self._tasks.spawn(partial(self._watch, link, peer), f"link {link.peer_address}")
         peer.wake.set()
         if len(peer.links) == 1:
-            self._spawn(partial(self._send_gossip, peer, link), f"gossip to {link.peer_address}")
+            self._tasks.spawn(partial(self._send_gossip, peer, link), f"gossip to {link.peer_address}")
             self.membership.link_up(link.peer_id, time.monotonic())
-        self.changed.set()
+            self._flush()
+        self.changes.notify()
 
     async def _watch(self, link: Link, peer: _Peer) -> None:
         while not link.closed:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(link.wait_closed(), _UNUSED_CHECK_S)
+                async with asyncio.timeout(_UNUSED_CHECK_S):
+                    await link.wait_closed()
             if link is not self._best(peer) and link.n_streams == 0:
                 link.close("another link is used")
         self._admitted.pop(link, None)
         if link in peer.links:
             peer.links.remove(link)
         peer.wake.set()
-        self.changed.set()
+        self.changes.notify()
 
     def _best(self, peer: _Peer) -> Link | None:
         return next((link for link in peer.links if not link.closed), None)
@@ -300,7 +305,7 @@ class Mesh:
             return link
         peer = self._peers.setdefault(peer_id, _Peer())
         if peer.dialling is None:
-            peer.dialling = self._spawn(partial(self._dial_member, peer_id), f"dial {peer_id[:10]}")
+            peer.dialling = self._tasks.spawn(partial(self._dial_member, peer_id), f"dial {short_id(peer_id)}")
         if peer.dialling is not None:
             await asyncio.wait({peer.dialling}, timeout=2 * _DIAL_TIMEOUT_S)
             peer.dialling = None if peer.dialling is None or peer.dialling.done() else peer.dialling
@@ -316,7 +321,7 @@ class Mesh:
 
     def name_of(self, peer_id: str) -> str:
         member = self.membership.member(peer_id)
-        return (member.announcement.name if member else "") or peer_id[:10]
+        return (member.announcement.name if member else "") or short_id(peer_id)
 
     def _keep_links(self, now: float) -> None:
         """Workers are linked with each other, so that their RTTs are known; links to the dead are given up."""
@@ -325,19 +330,19 @@ class Mesh:
             if member and not member.state.present and since < member.since:
                 link.close("thought dead")  # or it would wait for longer and longer between its own attempts
         me = self.membership.me
-        workers = [i for i, n in self.membership.present().items() if n.role is Role.WORKER and i != self._me]
+        workers = [i for i, n in self.membership.present().items() if n.role is Role.WORKER and i != self._self_id]
         if me.role is Role.WORKER and len(workers) <= _MAX_LINKED:
             for node_id in workers:
                 peer = self._peers.setdefault(node_id, _Peer())
                 if self._best(peer) is None and peer.dialling is None and now >= peer.next_dial:
                     # The smaller id dials; the other does when that takes too long, behind a NAT perhaps.
-                    wait_s = 0 if self._me < node_id or peer.next_dial else _REDIAL_S
+                    wait_s = 0 if self._self_id < node_id or peer.next_dial else _REDIAL_S
                     peer.next_dial = now + (wait_s or _REDIAL_S)
                     if not wait_s:
-                        self._spawn(partial(self._try_link, node_id), f"link {node_id[:10]}")
+                        self._tasks.spawn(partial(self._try_link, node_id), f"link {short_id(node_id)}")
         if not self._admitted and self.bootstrap and now >= self._next_bootstrap:
             self._next_bootstrap = now + 2 * _REDIAL_S
-            self._spawn(self._rejoin, "rejoin")
+            self._tasks.spawn(self._rejoin, "rejoin")
 
     async def _try_link(self, node_id: str) -> None:
         await self._linked(node_id)
@@ -359,7 +364,7 @@ class Mesh:
         elif link not in self._admitted:
             link.close("not admitted")
         elif kind is StreamKind.GOSSIP:
-            self._spawn(partial(self._read_gossip, link, stream), f"gossip from {link.peer_address}")
+            self._tasks.spawn(partial(self._read_gossip, link, stream), f"gossip from {link.peer_address}")
         elif kind is StreamKind.HELLO:
             stream.abort()
         else:
@@ -370,6 +375,7 @@ class Mesh:
             while (message := await read_framed(stream, MAX_MESSAGE_BYTES)) is not None:
                 self.membership.receive(link.peer_id, message, time.monotonic())
                 self._flush()
+                self._moved.set()
             stream.finish()
         except ProtocolError as error:
             self._log_refusal(link, str(error))
@@ -387,7 +393,7 @@ class Mesh:
         finally:
             stream.finish()
             if (other := self._best(peer)) and other is not link:
-                self._spawn(partial(self._send_gossip, peer, other), f"gossip to {other.peer_address}")
+                self._tasks.spawn(partial(self._send_gossip, peer, other), f"gossip to {other.peer_address}")
 
     def _flush(self) -> None:
         outbox = self.membership.outbox
@@ -398,10 +404,10 @@ class Mesh:
             peer.wake.set()
             if self._best(peer) is None and peer.dialling is None and time.monotonic() >= peer.next_dial:
                 peer.next_dial = time.monotonic() + _REDIAL_S
-                self._spawn(partial(self._try_link, peer_id), f"link {peer_id[:10]}")
+                self._tasks.spawn(partial(self._try_link, peer_id), f"link {short_id(peer_id)}")
         if self.membership.changed:
             self.membership.changed = False
-            self.changed.set()
+            self.changes.notify()
 
     # --- what this node measures and says of itself ---
 
@@ -417,30 +423,13 @@ class Mesh:
             if peer_id in present and peer.rtts_ms and present[peer_id].role is Role.WORKER:
                 rtts[peer_id] = round(min(peer.rtts_ms), 1)
         if self.membership.me.role is Role.WORKER and _differ(known, rtts):
-            self.membership.announce(rtts_ms=rtts)
+            self.announce(replace(self.me, rtts_ms=rtts))
         if revoked := self.revoked() - set(self.membership.me.revoked):
             # said by everybody, so that it outlives who said it first
-            self.membership.announce(revoked=(*self.membership.me.revoked, *sorted(revoked))[:MAX_PEERS])
+            self.announce(replace(self.me, revoked=(*self.me.revoked, *sorted(revoked))[:MAX_PEERS]))
 
 
 def _differ(old: dict[str, float], new: dict[str, float]) -> bool:
     if old.keys() != new.keys():
         return True
     return any(abs(new[i] - old[i]) > max(2.0, old[i] / 3) for i in new)
-
-
-def own_addresses(port: int, observed: str = "") -> list[str]:
-    """Where others may find this node, best first: the address others have seen, the local ones, loopback last."""
-    public: list[str] = [observed] if observed else []
-    local: list[str] = []
-    bridges: list[str] = []
-    for name, entries in psutil.net_if_addrs().items():
-        for entry in entries:
-            with contextlib.suppress(ValueError):
-                ip = ipaddress.ip_address(entry.address.partition("%")[0])
-                if ip.is_loopback or ip.is_link_local or ip.is_multicast or ip.is_unspecified:
-                    continue
-                bridge = name.startswith(("docker", "br-", "veth", "virbr", "cni"))
-                (bridges if bridge else local).append(join_address(str(ip), port))
-    found = [*local[:12], *public, *bridges[:4], join_address("127.0.0.1", port)]
-    return list(dict.fromkeys(found))

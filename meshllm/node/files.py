@@ -7,26 +7,27 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from meshllm.engine import LeashedProcess
 from meshllm.errors import MeshLlmError, ModelError
 from meshllm.mesh.announcement import MAX_MODELS, ModelInfo
-from meshllm.mesh.network import Mesh
-from meshllm.mesh.plan import MAX_RTT_MS, has_model, will_fetch
-from meshllm.mesh.transport import Stream, StreamKind
+from meshllm.mesh.groups import MAX_RTT_MS, has_model, will_fetch
+from meshllm.mesh.mesh import Mesh
 from meshllm.models.download import can_be_had
 from meshllm.models.folders import tidy
 from meshllm.models.names import matching
 from meshllm.models.store import Model, Store, load_model
-from meshllm.share import Fetch
+from meshllm.models.transfer import Fetch
+from meshllm.quic.transport import Stream, StreamKind
 
 _SCAN_S = 10.0
 _TOLD_STEP = 0.1  # of what comes, between announcements
 
 
-class Supply:
-    """`on_models` is called in a thread when what is on disk has changed. `say` and `progress` as Worker has them."""
+class ModelFiles:
+    """`on_models` is called in a thread when what is on disk has changed. `emit` and `progress` as Worker has them."""
 
     def __init__(
         self,
@@ -34,31 +35,31 @@ class Supply:
         store: Store,
         leash: Path,
         on_models: Callable[[], None],
-        say: Callable[[str], None],
+        emit: Callable[[str], None],
         progress: Callable[[str], None],
     ) -> None:
         self._mesh, self._store, self._leash = mesh, store, leash
-        self._on_models, self._say, self._progress = on_models, say, progress
-        self._aim: ModelInfo | None = None
-        self._fetching: asyncio.Task[None] | None = None
+        self._on_models, self._emit, self._progress = on_models, emit, progress
+        self._wanted: ModelInfo | None = None
+        self._fetch_task: asyncio.Task[None] | None = None
         self._coming: ModelInfo | None = None
         self._wake = asyncio.Event()
 
-    def aim(self, model: ModelInfo | None) -> None:
+    def want(self, model: ModelInfo | None) -> None:
         """What this node is for now."""
-        if model != self._aim:
-            self._aim = model
+        if model != self._wanted:
+            self._wanted = model
             self._wake.set()
 
-    def leave_out(self, model: ModelInfo) -> None:
+    def exclude(self, model: ModelInfo) -> None:
         """As if its file were not here: it cannot be served with it."""
-        self._store.leave_out(model.fingerprint)
-        self._mesh.membership.announce(models=model_infos(self._store))
-        self._give_up(model)
+        self._store.exclude(model.fingerprint)
+        self._mesh.announce(replace(self._mesh.me, models=model_infos(self._store)))
+        self._mark_unavailable(model)
 
-    def _give_up(self, model: ModelInfo) -> None:
-        cannot = (*self._mesh.membership.me.cannot_fetch, model.fingerprint)
-        self._mesh.membership.announce(cannot_fetch=cannot[-MAX_MODELS:])
+    def _mark_unavailable(self, model: ModelInfo) -> None:
+        cannot = (*self._mesh.me.cannot_fetch, model.fingerprint)
+        self._mesh.announce(replace(self._mesh.me, cannot_fetch=cannot[-MAX_MODELS:]))
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -66,10 +67,11 @@ class Supply:
         try:
             while True:
                 await self.look()
-                await self._turn()
+                await self._update_fetch()
                 self._wake.clear()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), _SCAN_S)
+                    async with asyncio.timeout(_SCAN_S):
+                        await self._wake.wait()
         finally:
             await self._stop()
 
@@ -77,68 +79,68 @@ class Supply:
         """At the disk."""
         if await asyncio.to_thread(self._store.scan):
             await asyncio.to_thread(self._on_models)
-            self._mesh.membership.announce(models=model_infos(self._store))
+            self._mesh.announce(replace(self._mesh.me, models=model_infos(self._store)))
 
-    async def _turn(self) -> None:
+    async def _update_fetch(self) -> None:
         """Gets what this node is for, and nothing else."""
-        wanted = self._aim if self._aim and will_fetch(self._mesh.membership.me, self._aim) else None
+        wanted = self._wanted if self._wanted and will_fetch(self._mesh.me, self._wanted) else None
         if wanted == self._coming:
             return
         await self._stop()
         if wanted:
             self._coming = wanted
-            self._tell(wanted, 0.0)
-            self._fetching = asyncio.create_task(self._get(wanted), name=f"get {wanted.name}")
+            self._announce_progress(wanted, 0.0)
+            self._fetch_task = asyncio.create_task(self._fetch(wanted), name=f"get {wanted.name}")
 
     async def _stop(self) -> None:
-        if self._fetching:
-            self._fetching.cancel()
+        if self._fetch_task:
+            self._fetch_task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._fetching
-        self._fetching = self._coming = None
+                await self._fetch_task
+        self._fetch_task = self._coming = None
 
-    async def _get(self, model: ModelInfo) -> None:
+    async def _fetch(self, model: ModelInfo) -> None:
         """From peers that are near, else from the hub, else from peers that are far."""
         try:
             if not self._owners(model, MAX_RTT_MS) and can_be_had(model.name):
                 try:
                     await self.download(model.name)
                 except ModelError as error:
-                    self._say(f"{error}; taking it from the mesh")
+                    self._emit(f"{error}; taking it from the mesh")
             if model.fingerprint not in self._store.models:
                 await self._from_peers(model)
             await self.look()
             if model.fingerprint in self._store.models:
-                self._say(f"{model.name} is on this machine's disk")
+                self._emit(f"{model.name} is on this machine's disk")
         except MeshLlmError as error:
-            self._say(f"cannot get {model.name}: {error}")
-            self._give_up(model)
+            self._emit(f"cannot get {model.name}: {error}")
+            self._mark_unavailable(model)
         finally:
-            self._mesh.membership.announce(fetching={})
+            self._mesh.announce(replace(self._mesh.me, fetching={}))
             self._wake.set()
 
     async def _from_peers(self, model: ModelInfo) -> None:
-        told = 0.0
+        announced = 0.0
 
         def progress(done: int, total: int) -> None:
-            nonlocal told
+            nonlocal announced
             self._progress(f"getting {model.name} from the mesh: {100 * done // total} %")
-            if done / total >= told + _TOLD_STEP:
-                told = done / total
-                self._tell(model, told)
+            if done / total >= announced + _TOLD_STEP:
+                announced = done / total
+                self._announce_progress(model, announced)
 
         fetch = Fetch(model, lambda: self._owners(model), self._open, progress)
         await fetch.run()
 
-    def _tell(self, model: ModelInfo, part: float) -> None:
-        self._mesh.membership.announce(fetching={model.fingerprint: round(part, 2)})
+    def _announce_progress(self, model: ModelInfo, part: float) -> None:
+        self._mesh.announce(replace(self._mesh.me, fetching={model.fingerprint: round(part, 2)}))
 
     async def _open(self, node_id: str) -> Stream:
         return await self._mesh.open(node_id, StreamKind.TRANSFER)
 
     def _owners(self, model: ModelInfo, limit_ms: float = float("inf")) -> list[str]:
         """Who has it, nearest first."""
-        me = self._mesh.membership.me
+        me = self._mesh.me
         present = self._mesh.membership.present()
         owners = [i for i, n in present.items() if i != me.node_id and has_model(n, model)]
         distance = {i: me.rtts_ms.get(i, 1e6) for i in owners}
@@ -156,7 +158,7 @@ class Supply:
 
     async def download(self, name: str) -> Model:
         """From the hub, by a process of its own that ends with this one. Raises ModelError."""
-        self._say(f"downloading {name}")
+        self._emit(f"downloading {name}")
         argv = [sys.executable, "-m", "meshllm", "download", name]
         process = LeashedProcess(self._leash, argv, os.environ, self._show, None)
         async with process:

@@ -1,0 +1,258 @@
+"""Where this node sends requests: its own engine, or a host of the model elsewhere in the mesh."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import aiohttp
+
+from meshllm.api import RequestInfo, Served, UnknownModelError, Upstream
+from meshllm.api.latencies import Latencies
+from meshllm.api.proxy import ENGINE_PATH, MODEL_HEADER
+from meshllm.api.routing import Affinity, Candidate, Loads, find_model
+from meshllm.errors import ProtocolError
+from meshllm.mesh.announcement import ModelInfo
+from meshllm.mesh.engine_status import MAX_ENGINE_BYTES, EngineStatus, EngineSummary, decode_engine, summarize
+from meshllm.mesh.groups import Placement, StageStatus
+from meshllm.mesh.mesh import Mesh
+from meshllm.mesh.rates import RequestRates
+from meshllm.node.status import MeshStatus
+from meshllm.quic.transport import StreamKind
+from meshllm.quic.tunnel import Tunnels
+from meshllm.units import in_gb, socket_id
+
+if TYPE_CHECKING:
+    from meshllm.node.hosting import Hosting
+
+_ENGINE_TIMEOUT_S = 2.0  # for a host to describe its engine
+_FAR_S = 1.0  # of who is not linked yet
+
+
+class Router:
+    """The endpoint's `PublicTarget`, over the engine here and the hosts elsewhere."""
+
+    def __init__(
+        self, mesh: Mesh, tunnels: Tunnels, folder: Path, hosting: Hosting | None, describe: Callable[[], MeshStatus]
+    ) -> None:
+        self._mesh, self._tunnels, self._folder, self._hosting = mesh, tunnels, folder, hosting
+        self.describe = describe
+        self._self_id = mesh.me.node_id
+        self.placements: Sequence[Placement] = ()
+        self.rates = RequestRates()
+        self.latencies = Latencies()
+        self._loads = Loads(time.monotonic)
+        self._affinity = Affinity()
+
+    def update(self, placements: Sequence[Placement]) -> None:
+        """What the models of the mesh are assigned to now."""
+        if placements != self.placements:
+            self.placements = placements
+            self._mesh.changes.notify()
+
+    # --- `PublicTarget` ---
+
+    def reason_for(self, info: RequestInfo) -> str:
+        with contextlib.suppress(UnknownModelError):
+            fingerprint = self._model_of(info, self._hosts())
+            asked = [a for a in self.placements if fingerprint in (None, a.model.fingerprint)]
+            if self._waits(fingerprint):
+                return waiting_line(asked[0], self.placements)
+            if any(why is StageStatus.FETCHING for a in asked for why in a.reasons.values()):
+                return "the model is on its way to a machine that will serve it"
+        return "the model is loading" if self.placements else "no model is served in this mesh"
+
+    def served(self) -> list[Served]:
+        """Every model with an engine that is ready, by name."""
+        found: dict[str, Served] = {}
+        for fingerprint, infos in self._infos(self._hosts()).items():
+            found[fingerprint] = Served(infos[0].name, fingerprint, infos[0].size_bytes, infos[0].n_layers)
+        return sorted(found.values(), key=lambda served: (served.name, served.fingerprint))
+
+    async def acquire(self, info: RequestInfo, timeout_s: float) -> Upstream | None:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            seen = self._mesh.changes.version
+            hosts = self._hosts()
+            fingerprint = self._model_of(info, hosts)
+            if fingerprint in hosts:
+                candidates = [Candidate(i, self._loads.of(i), self._distance(i)) for i in hosts[fingerprint]]
+                chosen = self._affinity.choose(candidates, info).node_id
+                self._affinity.remember(info, chosen)
+                return await self._upstream(chosen, fingerprint)
+            remaining_s = deadline - time.monotonic()
+            if self._waits(fingerprint) or remaining_s <= 0:
+                return None
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(remaining_s):
+                    await self._mesh.changes.wait(seen)
+
+    def note_request(self, info: RequestInfo) -> None:
+        with contextlib.suppress(UnknownModelError):
+            if fingerprint := self._model_of(info, self._hosts()):
+                self.rates.count(fingerprint, time.monotonic())
+
+    def failure_passes(self) -> bool:
+        engine = self._hosting.engine if self._hosting else None
+        return engine is None or engine.stage_lost
+
+    # --- what the others' answers come from ---
+
+    @property
+    def busy(self) -> int:
+        """Requests in work at the engine here."""
+        return self._loads.in_work(self._self_id)
+
+    def acquire_local(self, fingerprint: str) -> Upstream | None:
+        """For a request of another node's: the engine here, if it serves that model."""
+        hosting = self._hosting
+        if hosting is None or hosting.socket is None or fingerprint not in ("", hosting.fingerprint):
+            return None
+        return self._counted(self._self_id, hosting.socket, {})
+
+    async def wait_served(self) -> None:
+        """Until a request would be answered."""
+        while True:
+            seen = self._mesh.changes.version
+            if self._hosts():
+                return
+            await self._mesh.changes.wait(seen)
+
+    def describe_engine(self) -> EngineStatus | None:
+        """Of this node; None when it is no host."""
+        engine = self._hosting.engine if self._hosting else None
+        return engine.describe() if engine else None
+
+    async def engines(self) -> dict[str, EngineSummary]:
+        """The engines of all hosts, also while they load, by node id; without those that do not answer in time."""
+        own = self.describe_engine()
+        others = sorted(i for i, n in self._mesh.membership.present().items() if n.serving and i != self._self_id)
+        answers = await asyncio.gather(*(self._engine_of(node_id) for node_id in others))
+        found = {self._self_id: summarize(own) if own else None} | dict(zip(others, answers, strict=True))
+        return {node_id: engine for node_id, engine in found.items() if engine}
+
+    async def _engine_of(self, node_id: str) -> EngineSummary | None:
+        timeout = aiohttp.ClientTimeout(total=_ENGINE_TIMEOUT_S)
+        with contextlib.suppress(aiohttp.ClientError, OSError, ProtocolError):
+            connector = aiohttp.UnixConnector(path=str(await self._tunnel_to(node_id)))
+            async with (
+                aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
+                session.get(f"http://host{ENGINE_PATH}") as response,
+            ):
+                return decode_engine(await _bounded(response, MAX_ENGINE_BYTES))
+        return None
+
+    async def _tunnel_to(self, node_id: str) -> Path:
+        path = self._folder / f"http-{socket_id(node_id)}.sock"
+        await self._tunnels.open(path, lambda: self._mesh.open(node_id, StreamKind.HTTP))
+        return path
+
+    def _hosts(self) -> dict[str, list[str]]:
+        """Ready servers by model, this node first."""
+        found: dict[str, list[str]] = {}
+        if self._hosting and self._hosting.socket:
+            found[self._hosting.fingerprint] = [self._self_id]
+        for node_id, node in sorted(self._mesh.membership.present().items()):
+            for serving in node.serving if node_id != self._self_id else ():
+                if serving.ready:
+                    found.setdefault(serving.fingerprint, []).append(node_id)
+        return found
+
+    def _infos(self, fingerprints: Collection[str]) -> dict[str, list[ModelInfo]]:
+        """What is known of these models: under each name that a file of it has, the same order everywhere."""
+        found: dict[str, set[ModelInfo]] = {}
+        for node in self._mesh.membership.present().values():
+            for model in (*node.wants, *node.models):
+                if model.fingerprint in fingerprints:
+                    found.setdefault(model.fingerprint, set()).add(model)
+        return {fingerprint: sorted(models, key=lambda m: m.name) for fingerprint, models in found.items()}
+
+    def _model_of(self, info: RequestInfo, hosts: Mapping[str, list[str]]) -> str | None:
+        """The fingerprint; without a name of what is served here, or nearest. Raises UnknownModelError."""
+        if info.model:
+            served = [(m.name, f) for f, infos in self._infos(hosts).items() for m in infos]
+            known = [(a.model.name, a.model.fingerprint) for a in self.placements]
+            if served or known:
+                return find_model(info.model, served, known)
+            return None
+        return min(hosts, key=lambda f: (min(self._distance(i) for i in hosts[f]), f), default=None)
+
+    def _waits(self, fingerprint: str | None) -> bool:
+        """For memory: nobody serves it, or anything, however long one waits."""
+        asked = [a for a in self.placements if fingerprint in (None, a.model.fingerprint)]
+        coming = any(why is StageStatus.FETCHING for a in asked for why in a.reasons.values())
+        return bool(asked) and not coming and not any(a.groups for a in asked)
+
+    def _distance(self, node_id: str) -> float:
+        if node_id == self._self_id:
+            return 0.0
+        link = self._mesh.link(node_id)
+        return link.rtt_s if link and link.rtt_s is not None else _FAR_S
+
+    async def _upstream(self, node_id: str, fingerprint: str) -> Upstream:
+        if node_id == self._self_id and self._hosting and self._hosting.socket:
+            return self._counted(self._self_id, self._hosting.socket, {})
+        return self._counted(node_id, await self._tunnel_to(node_id), {MODEL_HEADER: fingerprint})
+
+    def _counted(self, node_id: str, socket: Path, headers: dict[str, str]) -> Upstream:
+        loads = self._loads
+
+        def end() -> None:
+            loads.end(node_id)
+            if node_id == self._self_id and self._hosting:
+                self._hosting.request_ended()
+
+        return Upstream(
+            socket,
+            headers,
+            begin=lambda: loads.begin(node_id),
+            end=end,
+            report=lambda busy: loads.report(node_id, busy),
+            failed=lambda: loads.fail(node_id),
+        )
+
+
+class LocalTarget:
+    """What other nodes' requests may reach: the engine of this one, and nothing further.
+
+    Without one that is ready it answers at once, so that they look for another host.
+    """
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+
+    @property
+    def busy(self) -> int:
+        return self._router.busy
+
+    def describe_engine(self) -> EngineStatus | None:
+        return self._router.describe_engine()
+
+    def reason_for(self, info: RequestInfo) -> str:
+        return self._router.reason_for(RequestInfo())
+
+    async def acquire(self, info: RequestInfo, timeout_s: float) -> Upstream | None:
+        return self._router.acquire_local(info.model)
+
+    def failure_passes(self) -> bool:
+        return self._router.failure_passes()
+
+
+async def _bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    """The body. Raises ProtocolError when it is longer."""
+    body = b""
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > limit:
+            raise ProtocolError(f"an answer of more than {limit} bytes")
+    return body
+
+
+def waiting_line(placement: Placement, placements: Sequence[Placement]) -> str:
+    need, have = placement.need_bytes, placement.have_bytes
+    which = f" for {placement.model.name}" if len(placements) > 1 else ""
+    return f"Waiting for more peers{which}: need {in_gb(need)}, have {in_gb(have)}"

@@ -1,0 +1,1 @@
+"""Links and streams between nodes over one UDP port. See `transport`."""
