@@ -4,7 +4,7 @@
 
 find_package(OpenSSL 3.0 COMPONENTS Crypto)
 if(NOT OpenSSL_FOUND)
-    message(WARNING "without OpenSSL's headers (libssl-dev) the mesh is built without its fast engine; aioquic serves")
+    message(WARNING "OpenSSL 3 and its headers (libssl-dev) were not found: the native QUIC stack is left out, aioquic is used instead")
     return()
 endif()
 set(MESH_QUIC ON)
@@ -14,7 +14,7 @@ execute_process(
     COMMAND ${Python_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/picoquic.py ${quic_sources}
     RESULT_VARIABLE picoquic_result)
 if(NOT picoquic_result EQUAL 0)
-    message(FATAL_ERROR "picoquic's source could not be brought; see the lines above")
+    message(FATAL_ERROR "picoquic's source could not be fetched; see the lines above")
 endif()
 
 file(GLOB picoquic_sources ${quic_sources}/picoquic/picoquic/*.c)

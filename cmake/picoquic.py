@@ -1,6 +1,7 @@
-"""Brings picoquic and picotls: puts their sources into the folder that is named, unless they are there.
+"""Fetches the sources of picoquic and picotls into the named folder, unless they are there already.
 
-They are what the PyPI package `aiopquic` carries; nothing else of it is used. CMake builds them with the extension.
+The sources are those that the PyPI package `aiopquic` carries; nothing else of it is used. CMake builds
+them with the extension.
 """
 
 from __future__ import annotations
