@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import argparse
 import time
+from functools import partial
 from typing import Any
 
-from common import LabApi, device_servers, netlab, running, table
+from common import LabApi, device_servers, running, table
+from support import lab as netlab
 from support.processes import in_parallel
 
 LENGTHS = (10, 20, 30, 40)
@@ -20,7 +22,7 @@ def measure(lab: Any, kind: str, rounds: int) -> tuple[float, float, str]:
         clients = [LabApi(lab) for _ in LENGTHS]
 
         def one_round() -> None:
-            in_parallel([lambda c=c, n=n: c.complete(n) for c, n in zip(clients, LENGTHS, strict=True)])
+            in_parallel([partial(c.complete, n) for c, n in zip(clients, LENGTHS, strict=True)])
 
         try:
             one_round()  # shapes that are new to both

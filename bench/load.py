@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import argparse
 
-from common import KINDS, device_servers, median, netlab, running, table
+from common import KINDS, device_servers, median, running, table
+from support import lab as netlab
 
 
 def main() -> None:

@@ -17,8 +17,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from common import MODEL, PORT, THREADS, LabApi, device_servers, eventually, median, netlab, running, table
-from support.processes import MeshLlm
+from common import MODEL, PORT, THREADS, LabApi, device_servers, median, running, table
+from support import lab as netlab
+from support.processes import MeshLlm, eventually
 
 WORDS = "Rome was not built in a day, and the people who built it were not always of one mind about the plan. "
 BULK_BYTES = 64 << 20

@@ -19,7 +19,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common import netlab, table
+from common import table
+from support import lab as netlab
 
 PEERS = str(Path(__file__).with_name("quic_peers.py"))
 PORT = "7100"

@@ -27,7 +27,8 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from typing import Any, Protocol
 
-import aioquic.asyncio
+import aioquic.asyncio.client
+import aioquic.asyncio.server
 import uvloop
 from aioquic.quic.configuration import QuicConfiguration
 from cryptography.hazmat.primitives import serialization
@@ -172,7 +173,7 @@ async def measure(ask: RequestInfo, job: str) -> dict[str, float]:
         time.sleep(float(argument))  # noqa: ASYNC251 - nothing else is to happen
         return {"first_ms": await timed(ask, 20_000), "second_ms": await timed(ask, 20_000)}
     sizes = [(20_000, int(argument or 300)), (200_000, int(argument or 300) // 2)]
-    found = {}
+    found: dict[str, float] = {}
     for size, n in sizes:
         each = sorted([await timed(ask, size) for _ in range(n)])
         found |= {
@@ -235,8 +236,8 @@ def stock(is_client: bool) -> QuicConfiguration:
 
 
 def transport(engine: str, control: str, on_stream: Callable[[Stream], None]) -> Any:
-    make = stack_named(engine)
-    if control:
+    make: Callable[..., Any] = stack_named(engine)
+    if control:  # an option of the native stack only
         make = functools.partial(make, congestion_control=control)
     return make(make_identity(), lambda _link: None, lambda _link, _kind, stream: on_stream(stream))
 
@@ -258,13 +259,14 @@ async def serve(path: str, control: str, port: int) -> None:
         return
     if path == "stock":
         opened: asyncio.Queue[AsyncioWire] = asyncio.Queue()
-        server = await aioquic.asyncio.serve(
+        server = await aioquic.asyncio.server.serve(
             "0.0.0.0",
             port,
             configuration=stock(False),
             stream_handler=lambda reader, writer: opened.put_nowait(AsyncioWire(reader, writer)),
         )
-        print(server._transport.get_extra_info("sockname")[1], flush=True)  # type: ignore[attr-defined]
+        assert server._transport is not None
+        print(server._transport.get_extra_info("sockname")[1], flush=True)
         await answer(await opened.get())
         return
     streams: asyncio.Queue[Stream] = asyncio.Queue()
@@ -312,7 +314,7 @@ async def connected(path: str, control: str, host: str, port: int) -> AsyncItera
             yield run_blocking(tls(False).wrap_socket(sock) if path == "tls" else sock)
         return
     if path == "stock":
-        async with aioquic.asyncio.connect(host, port, configuration=stock(True)) as client:
+        async with aioquic.asyncio.client.connect(host, port, configuration=stock(True)) as client:
             reader, writer = await client.create_stream()
             with contextlib.closing(writer):
                 yield run_async(AsyncioWire(reader, writer))

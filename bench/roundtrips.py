@@ -20,7 +20,9 @@ import sys
 from contextlib import ExitStack
 from typing import Any
 
-from common import KINDS, THREADS, Process, device_servers, median, netlab, running, table
+from common import KINDS, THREADS, device_servers, median, running, table
+from support import lab as netlab
+from support.processes import Process
 
 RING_PORT, RING_BYTES = 7200, 2304
 RING_STAGE = f"""

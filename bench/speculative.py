@@ -14,7 +14,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from common import MODEL, LabApi, device_servers, median, netlab, running, table
+from common import MODEL, LabApi, device_servers, median, running, table
+from support import lab as netlab
 from support.cut import rewrite
 
 PROMPTS = {

@@ -15,9 +15,9 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from common import MODEL, eventually, table
+from common import MODEL, table
 from support.cut import rewrite
-from support.processes import MeshLlm
+from support.processes import MeshLlm, eventually
 
 ENGINE = ("--", "-c", "256", "-t", "1")
 

@@ -1,8 +1,8 @@
 """Fetches and builds llama.cpp, and prints the folder of its programs and libraries as its last line.
 
-The source is the one that the PyPI package `llama-cpp-python` carries, pinned by version and SHA-256. A checkout that is
-already at --source is used as it is. Builds are cached under the user's cache folder by everything that affects
-the result; ccache is used if it is installed.
+The source is the one that the PyPI package `llama-cpp-python` carries, pinned by version and SHA-256. A checkout that
+is already at --source is used as it is. Builds are cached under the user's cache folder by everything that affects the
+result; ccache is used if it is installed.
 """
 
 from __future__ import annotations

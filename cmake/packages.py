@@ -25,8 +25,8 @@ MARKER = ".unpacked-by-mesh-llm"  # in a folder that unpack() made: the archive'
 def cache_folder() -> Path:
     if base := os.environ.get("XDG_CACHE_HOME"):
         return Path(base) / "mesh-llm"
-    base = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
-    return base / "mesh-llm"
+    home = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
+    return home / "mesh-llm"
 
 
 @contextlib.contextmanager
