@@ -1,4 +1,4 @@
-"""What this node serves as host: one group's engine, from its start until its last answer."""
+"""What this node serves as host: the engine of one group, from its start to its last answer."""
 
 from __future__ import annotations
 
