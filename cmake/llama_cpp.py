@@ -15,9 +15,11 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from packages import MARKER, Sdist, cache_folder, locked, say
+from packages import MARKER, Sdist, cache_folder, locked, say, screen
+from progress import Progress
 
 PACKAGE = Sdist("llama-cpp-python", "0.3.36", "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e")
 TARGETS = ["llama-server", "ggml-rpc-server", "test-backend-ops"]
@@ -69,10 +71,19 @@ def build_key(source_id: str, flags: dict[str, str], cc: str, cxx: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def run_logged(command: list[str], log: Path) -> None:
-    with log.open("a") as file:
-        result = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT)
-    if result.returncode != 0:
+def run_logged(command: list[str], log: Path, on_line: Callable[[str], None] = lambda _: None) -> None:
+    environment = os.environ | {"NINJA_STATUS": "[%f/%t] "}  # as progress.parse reads it, whatever the user prefers
+    with (
+        log.open("a") as file,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment
+        ) as process,
+    ):
+        assert process.stdout
+        for line in process.stdout:
+            file.write(line)
+            on_line(line)
+    if process.returncode != 0:
         print("\n".join(log.read_text(errors="replace").splitlines()[-60:]), file=sys.stderr)
         raise SystemExit(f"building llama.cpp failed; the whole log is in {log}")
 
@@ -90,10 +101,12 @@ def build(source: Path, cmake: str, cc: str, cxx: str, flags: dict[str, str], in
     configure += [f"-D{key}={value}" for key, value in flags.items()]
     if shutil.which("ccache"):
         configure += ["-DCMAKE_C_COMPILER_LAUNCHER=ccache", "-DCMAKE_CXX_COMPILER_LAUNCHER=ccache"]
-    say(f"building llama.cpp, some minutes once; log in {log}")
+    say(f"building llama.cpp, once: 8 to 10 minutes on 2 cores; log in {log}")
     run_logged(configure, log)
+    progress = Progress("llama.cpp", screen())
     jobs = str(os.cpu_count() or 1)
-    run_logged([cmake, "--build", str(scratch), "--parallel", jobs, "--target", *TARGETS], log)
+    run_logged([cmake, "--build", str(scratch), "--parallel", jobs, "--target", *TARGETS], log, progress.feed)
+    progress.done()
     finished = scratch / "engine"
     finished.mkdir()
     for file in (scratch / "bin").iterdir():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import importlib.util
 import os
@@ -15,6 +16,8 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from progress import Screen, find_screen
 
 MARKER = ".unpacked-by-mesh-llm"  # in a folder that unpack() made: the archive's SHA-256
 
@@ -35,8 +38,13 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+@functools.cache
+def screen() -> Screen:
+    return find_screen()
+
+
 def say(text: str) -> None:
-    print(f"-- {text}", file=sys.stderr, flush=True)
+    screen().say(text)
 
 
 @dataclass(frozen=True)
