@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -23,7 +24,6 @@ from meshllm.mesh.engine_status import (
     decode_engine,
     summarize,
 )
-import contextlib
 
 N_COUNTERS = len(dataclasses.fields(StageCounters))
 COUNTERS = StageCounters(*range(N_COUNTERS))
