@@ -42,6 +42,7 @@ def device_server(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     output = Output()
+    output.show_logs()
     store = Store(output.emit)
     if not models:
         store.scan()

@@ -32,6 +32,7 @@ from meshllm.units import GB
 
 async def serve_node(config: ServeConfig) -> None:
     output = Output(verbose=config.verbose, json=config.log_json)
+    output.show_logs()
     with contextlib.ExitStack() as stack:
         token = decode(config.join, time.time()) if config.join else None
         listener = stack.enter_context(contextlib.closing(bind(config.host, config.port)))

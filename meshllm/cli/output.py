@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -21,6 +23,22 @@ class Output:
         self._json = json
         self._live = sys.stderr.isatty() and not verbose and not json
         self._shown = ""
+
+    def show_logs(self) -> None:
+        """From now on prints what the modules of the package log: warnings, and with `verbose` debug lines too."""
+        logger = logging.getLogger("meshllm")
+        logger.handlers = [_LogHandler(self._log)]
+        logger.setLevel(logging.DEBUG if self._verbose else logging.WARNING)
+        logger.propagate = False
+
+    def _log(self, record: logging.LogRecord) -> None:
+        text = f"{record.levelname.lower()}: {record.getMessage()}"
+        if record.exc_info and self._verbose:
+            text += "\n" + "".join(traceback.format_exception(*record.exc_info)).rstrip()
+        elif record.exc_info:
+            text += f": {record.exc_info[1]!r} (--verbose shows the traceback)"
+        self._clear()
+        self._print("log", text)
 
     def emit(self, text: str) -> None:
         self._clear()
@@ -50,6 +68,15 @@ class Output:
         if self._live and self._shown:
             sys.stderr.write("\r\033[K")
         self._shown = ""
+
+
+class _LogHandler(logging.Handler):
+    def __init__(self, write: Callable[[logging.LogRecord], None]) -> None:
+        super().__init__()
+        self._write = write
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._write(record)
 
 
 @contextmanager

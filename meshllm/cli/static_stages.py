@@ -54,6 +54,7 @@ class _StaticStages:
 
 async def serve_static_stages(config: ServeConfig) -> None:
     output = Output(verbose=config.verbose, json=config.log_json)
+    output.show_logs()
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(contextlib.closing(bind(config.host, config.port)))
         log_file = stack.enter_context(open_engine_log(output, config.engine_log))

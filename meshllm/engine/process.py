@@ -1,4 +1,4 @@
-"""One run of a program on its leash: start, output, health, end."""
+"""One run of a child process on its leash: start, output, health, end."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class LeashedProcess:
         with contextlib.suppress(ProcessLookupError):
             if self._process.returncode is None:
                 self._process.terminate()
-        await self._process.wait()  # the leash kills after 5 s what does not end
+        await self._process.wait()  # after 5 s the leash kills it
         os.close(self._leash_end)
         await self._reader
 
@@ -81,7 +81,7 @@ class LeashedProcess:
         return status
 
     async def wait_healthy(self, socket: Path) -> None:
-        """Returns when /health answers 200, of a llama-server at this Unix socket."""
+        """Returns when the llama-server at this Unix socket answers GET /health with 200."""
         async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(path=str(socket))) as session:
             while True:
                 with contextlib.suppress(aiohttp.ClientError, OSError):
@@ -91,7 +91,7 @@ class LeashedProcess:
                 await asyncio.sleep(_HEALTH_INTERVAL_S)
 
     def last_error(self) -> str:
-        """The first of the last errors that a llama-server logged: those after it follow from it."""
+        """The first of the errors that llama-server logged: later ones follow from it."""
         errors = [match[1].strip() for line in self._lines if (match := _ERROR_LINE.match(line))]
         ours = [text for text in errors if text.startswith("mesh-llm:")]
         if ours or errors:

@@ -26,7 +26,7 @@ from meshllm.tasks import Changes
 _COUNTERS_S = 0.2  # between looks at the counters: another process writes them, and cannot notify
 _PROBE_INTERVAL_S, _PROBE_TIMEOUT_S = 0.5, 2.0
 _FIRST_BACKOFF_S, _LAST_BACKOFF_S = 0.5, 30.0
-_STEADY_S = 60.0  # healthy for so long, a crash counts as the first again
+_STEADY_S = 60.0  # after this long in good health, a crash starts the back-off from its beginning
 _MAX_FAILED_STARTS = 3
 _DRAFT_LINE = re.compile(r"draft acceptance = \S+ \(\s*(\d+) accepted /\s*(\d+) generated\), mean len =\s+([\d.]+)")
 _SPEED_LINE = re.compile(r"print_timing: .*\| +(prompt )?eval time = +([\d.]+) ms / +(\d+) tokens")
@@ -44,9 +44,10 @@ class EngineState(enum.StrEnum):
 
 
 class Engine:
-    """One model, served. `run()` lives as long as the engine should; the rest may be asked meanwhile.
+    """llama-server for one model. `run()` keeps it alive; the other methods may be called meanwhile.
 
-    `emit` gets one line per event, `progress` the present step of loading; `on_change` is called when `state` changes.
+    `emit` prints one line per event, `progress` shows the current step of loading. `on_change` is called when `state`
+    changes.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class Engine:
         return read_counters(self._counters_path)
 
     async def wait_ready(self, timeout_s: float) -> bool:
-        """Whether requests can be served; waits for it while the engine loads."""
+        """Waits while the engine loads. Returns whether requests can be served."""
         if self.stage_lost:
             return False  # the library knows before `_watch_stages` looks
         with contextlib.suppress(TimeoutError):
@@ -124,7 +125,7 @@ class Engine:
         """Returns only by cancellation, or raises EngineError when the model cannot be served here."""
         backoff_s, failed_starts = _FIRST_BACKOFF_S, 0
         for name in dict.fromkeys(stage.name for stage in self.spec.stages if not stage.has_model):
-            self._emit(f"{name} does not have {self.spec.model.name}: its weights travel over the network")
+            self._emit(f"{name} does not have {self.spec.model.name}: its weights are sent over the network")
         try:
             while True:
                 began = time.monotonic()
@@ -138,7 +139,7 @@ class Engine:
                         raise EngineError(f"cannot serve {self.spec.model.name}: {self.reason}")
                     if was_ready and time.monotonic() - began > _STEADY_S:
                         backoff_s = _FIRST_BACKOFF_S
-                    self._emit(f"llama-server ended ({self.reason}); starting it again in {backoff_s:g} s")
+                    self._emit(f"llama-server ended ({self.reason}); restarting it in {backoff_s:g} s")
                     await asyncio.sleep(backoff_s)
                     backoff_s = min(2 * backoff_s, _LAST_BACKOFF_S)
                 self.restarts += 1
@@ -156,7 +157,7 @@ class Engine:
         return environment
 
     async def _run_once(self) -> bool:
-        """One life of llama-server. True when it was ready at some time; `state` and `reason` say why it ended."""
+        """One run of llama-server. Returns whether it was ever ready; `state` and `reason` hold why it ended."""
         self.socket.unlink(missing_ok=True)
         self._counters_path.write_bytes(bytes(COUNTERS_FILE_BYTES))
         self._buffers.clear()
@@ -223,7 +224,7 @@ class Engine:
                 return
 
     async def _let_errors_out(self, ended: asyncio.Task[int]) -> None:
-        """llama-server lives on until the stages are back, so that its clients get their answers."""
+        """Lets llama-server run until the stages are back, so that its clients receive their errors."""
         waiting = asyncio.create_task(self._wait_for_stages(), name="stages")
         try:
             await asyncio.wait({waiting, ended}, return_when=asyncio.FIRST_COMPLETED)
@@ -242,7 +243,7 @@ class Engine:
             if missing:
                 await asyncio.sleep(_PROBE_INTERVAL_S)
 
-    # --- what is loaded where ---
+    # --- what llama-server prints ---
 
     def _read_line(self, line: str) -> None:
         if match := _SPEED_LINE.search(line):

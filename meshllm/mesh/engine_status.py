@@ -107,32 +107,18 @@ class EngineStatus:
 
 
 @dataclass(frozen=True)
-class SummaryModel:
-    name: str
-    n_layers: int
-
-
-@dataclass(frozen=True)
-class SummarySpeculation:
-    draft: str
-    drafted: int
-    accepted: int
-    tokens_per_step: float
-
-
-@dataclass(frozen=True)
 class EngineSummary:
     """What dashboards show. `stage_loaded`: the part of its weights that each stage has."""
 
     state: str
-    model: SummaryModel
+    model: EngineModel
     n_ctx: int
     host_layers: int
     stage_layers: tuple[int, ...]
     stage_loaded: tuple[float, ...]
     tokens: Tokens
     tokens_per_s: float
-    speculation: SummarySpeculation | None
+    speculation: SpeculationStatus | None
 
 
 def summarize(status: EngineStatus) -> EngineSummary:
@@ -153,7 +139,7 @@ def _decode(value: Any) -> EngineSummary:
         raise ValueError("stages are not a list, or too many")
     return EngineSummary(
         state=_text(value["state"]),
-        model=SummaryModel(_text(value["model"]["name"]), _count(value["model"]["n_layers"])),
+        model=_model(value["model"]),
         n_ctx=_count(value["n_ctx"]),
         host_layers=_count(value["host"]["n_layers"]),
         stage_layers=_each(stages, lambda stage: _count(stage["n_layers"])),
@@ -164,9 +150,18 @@ def _decode(value: Any) -> EngineSummary:
     )
 
 
-def _speculation(value: Any) -> SummarySpeculation:
-    numbers = _count(value["drafted"]), _count(value["accepted"]), _rate(value["tokens_per_step"])
-    return SummarySpeculation(_text(value["draft"]), *numbers)
+def _model(value: Any) -> EngineModel:
+    return EngineModel(_text(value["name"]), _count(value["size_bytes"]), _count(value["n_layers"]))
+
+
+def _speculation(value: Any) -> SpeculationStatus:
+    return SpeculationStatus(
+        draft=_text(value["draft"]),
+        n_max=_count(value["n_max"]),
+        drafted=_count(value["drafted"]),
+        accepted=_count(value["accepted"]),
+        tokens_per_step=_rate(value["tokens_per_step"]),
+    )
 
 
 def _loaded(stage: Any) -> float:

@@ -27,21 +27,21 @@ _DIAL_TIMEOUT_S = 5.0
 _STAGGER_S = 0.15  # between the addresses of one node, as RFC 8305 does it
 _HELLO_TIMEOUT_S = 5.0
 _REDIAL_S = 2.0
-_MAX_PENDING = 64  # gossip messages kept for a peer that is being dialled
-_MAX_LINKED = 64  # workers; in a larger mesh RTTs are known of some only
+_MAX_PENDING = 64  # gossip messages kept while a peer is being dialled
+_MAX_LINKED = 64  # workers; in a larger mesh only some RTTs are known
 _RTT_SAMPLES = 10
-_UPKEEP_S = 1.0  # between measurements of RTTs, and looks for links that are missing
-_GOODBYE_S = 0.2  # for each peer to take it
-_LAST_DATAGRAMS_S = 0.05  # for them to leave before the links close
+_UPKEEP_S = 1.0  # between RTT samples, and between checks for missing links
+_GOODBYE_S = 0.2  # per peer, to hand it the goodbye
+_LAST_DATAGRAMS_S = 0.05  # for the last datagrams to leave before the links close
 _MAX_EARLY = 16
 _UNUSED_CHECK_S = 1.0
-_REFUSAL_S = 1.0  # for the reason to reach who was refused, before the link closes
+_REFUSAL_S = 1.0  # for the peer to read why, before the link closes
 _REFUSAL_LOG_S = 60.0
 
 
 @dataclass
 class _Peer:
-    """What this node has with one other."""
+    """The links to one other node, and what is sent over them."""
 
     links: list[Link] = field(default_factory=list)
     dialling: asyncio.Task[None] | None = None
@@ -53,7 +53,7 @@ class _Peer:
 
 
 class Mesh:
-    """`on_stream` gets streams of members (RPC, HTTP, TRANSFER); `emit` one line per event.
+    """`on_stream` receives streams from members (RPC, HTTP, TRANSFER); `emit` prints one line per event.
 
     `changes` is notified whenever the view may have changed.
     """
@@ -70,8 +70,8 @@ class Mesh:
         self.credentials = credentials
         self.membership = Membership(me, random.Random(), time.monotonic())
         self.changes = Changes()
-        self.observed: str = ""  # this node's address as others see it
-        self.bootstrap: list[tuple[str, str | None]] = []  # (address, node id) to try while nobody is linked
+        self.observed: str = ""  # this node's address as a peer sees it
+        self.bootstrap: list[tuple[str, str | None]] = []  # (address, node id) to try while there is no link
         self._on_stream = on_stream
         self._emit = emit
         self._boot = random_hex(8)
@@ -80,10 +80,10 @@ class Mesh:
         self._peers: dict[str, _Peer] = {}
         self._admitted: dict[Link, float] = {}  # since when
         self._hellos: dict[Link, asyncio.Future[Stream]] = {}
-        # A member that we have dialled may open streams right behind its answer to our hello.
+        # A member that we dialled may open streams in the same flight as its answer to our hello.
         self._early: dict[Link, list[tuple[StreamKind, Stream]]] = {}
         self._tasks = OwnedTasks()
-        self._moved = asyncio.Event()  # membership has something to do, perhaps before it next wakes
+        self._moved = asyncio.Event()  # the membership changed: it may want to wake earlier
         self._refused: dict[str, float] = {}
         self._next_bootstrap = 0.0
 
@@ -98,7 +98,7 @@ class Mesh:
         return self._endpoint.port
 
     async def run(self) -> None:
-        """Until cancelled; then says good-bye to the others."""
+        """Runs until cancelled; then announces that this node leaves."""
         try:
             async with self._tasks:
                 await self._drive()
@@ -131,7 +131,7 @@ class Mesh:
                     stream = link.open(StreamKind.GOSSIP)
                     async with asyncio.timeout(_GOODBYE_S):
                         await write_framed(stream, message)
-                    stream.finish()  # else it would be dropped, with what it says
+                    stream.finish()  # a stream that is merely dropped loses its data
         await asyncio.sleep(_LAST_DATAGRAMS_S)
 
     # --- what this node announces ---
@@ -155,7 +155,7 @@ class Mesh:
         await self._introduce(link)
 
     async def _dial_any(self, addresses: Sequence[str], peer_id: str | None) -> Link:
-        """The first that answers, all tried at nearly the same time."""
+        """The first address that answers; all are tried almost at once."""
         errors: list[str] = []
 
         async def attempt(i: int, address: str) -> Link:
@@ -209,7 +209,7 @@ class Mesh:
         self._tasks.spawn(partial(self._receive_hello, link), f"hello {link.peer_address}")
 
     async def _receive_hello(self, link: Link) -> None:
-        """The other side's. A stranger gets no other stream."""
+        """The accepting side of the hello. A stranger may open no other stream."""
         try:
             async with asyncio.timeout(_HELLO_TIMEOUT_S):
                 stream = await self._hellos[link]
@@ -258,14 +258,14 @@ class Mesh:
             link.close("this is the same node")
             raise TransportError(f"{link.peer_address} is this node itself")
         peer = self._peers.setdefault(link.peer_id, _Peer())
-        if peer.boot != boot:  # another life of it: what we had is void
+        if peer.boot != boot:  # the peer has restarted: links to its earlier process are void
             for old in peer.links:
-                old.close("the peer has started anew")
+                old.close("the peer has restarted")
             peer.links.clear()
             peer.boot = boot
         self._admitted[link] = time.monotonic()
         peer.links.append(link)
-        # When both dialled at once, both sides keep the one that the smaller id dialled; the other one ends unused.
+        # When both dial at once, both keep the link that the smaller id dialled; the other is closed once unused.
         peer.links.sort(key=lambda one: one.dialled != (self._self_id < one.peer_id))
         self._tasks.spawn(partial(self._watch, link, peer), f"link {link.peer_address}")
         peer.wake.set()
@@ -292,12 +292,12 @@ class Mesh:
         return next((link for link in peer.links if not link.closed), None)
 
     def link(self, peer_id: str) -> Link | None:
-        """The present one."""
+        """The link in use, if any."""
         peer = self._peers.get(peer_id)
         return self._best(peer) if peer else None
 
     async def open(self, peer_id: str, kind: StreamKind) -> Stream:
-        """A stream to a member, over a new link when there is none. Raises TransportError or MeshError."""
+        """A stream to a member; dials it when there is no link. Raises TransportError or MeshError."""
         return (await self._linked(peer_id)).open(kind)
 
     async def _linked(self, peer_id: str) -> Link:
@@ -324,18 +324,18 @@ class Mesh:
         return (member.announcement.name if member else "") or short_id(peer_id)
 
     def _keep_links(self, now: float) -> None:
-        """Workers are linked with each other, so that their RTTs are known; links to the dead are given up."""
+        """Links this worker with all others, so that RTTs are known, and closes links to dead members."""
         for link, since in list(self._admitted.items()):
             member = self.membership.member(link.peer_id)
             if member and not member.state.present and since < member.since:
-                link.close("thought dead")  # or it would wait for longer and longer between its own attempts
+                link.close("presumed dead")  # QUIC would retransmit ever more rarely; a new dial is faster
         me = self.membership.me
         workers = [i for i, n in self.membership.present().items() if n.role is Role.WORKER and i != self._self_id]
         if me.role is Role.WORKER and len(workers) <= _MAX_LINKED:
             for node_id in workers:
                 peer = self._peers.setdefault(node_id, _Peer())
                 if self._best(peer) is None and peer.dialling is None and now >= peer.next_dial:
-                    # The smaller id dials; the other does when that takes too long, behind a NAT perhaps.
+                    # The smaller id dials; the other one follows if that takes too long, perhaps because of a NAT.
                     wait_s = 0 if self._self_id < node_id or peer.next_dial else _REDIAL_S
                     peer.next_dial = now + (wait_s or _REDIAL_S)
                     if not wait_s:
@@ -382,7 +382,7 @@ class Mesh:
             link.close("broken gossip")
 
     async def _send_gossip(self, peer: _Peer, link: Link) -> None:
-        """Its messages in order, on one stream, as long as the link is the one in use."""
+        """Sends the peer's messages in order on one stream, while this link is the one in use."""
         stream = link.open(StreamKind.GOSSIP)
         try:
             while self._best(peer) is link:
@@ -409,10 +409,10 @@ class Mesh:
             self.membership.changed = False
             self.changes.notify()
 
-    # --- what this node measures and says of itself ---
+    # --- measurements ---
 
     def _measure(self) -> None:
-        """RTTs: the least of the last samples, said again when it has changed by a third."""
+        """RTTs: the minimum of the last samples, announced again when it changes by a third."""
         known = self.membership.me.rtts_ms
         present = self.membership.present()
         rtts: dict[str, float] = {}
@@ -425,7 +425,7 @@ class Mesh:
         if self.membership.me.role is Role.WORKER and _differ(known, rtts):
             self.announce(replace(self.me, rtts_ms=rtts))
         if revoked := self.revoked() - set(self.membership.me.revoked):
-            # said by everybody, so that it outlives who said it first
+            # every member repeats it, so that it outlives the node that revoked
             self.announce(replace(self.me, revoked=(*self.me.revoked, *sorted(revoked))[:MAX_PEERS]))
 
 

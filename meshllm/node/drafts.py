@@ -1,4 +1,4 @@
-"""Which draft model, if any, guesses ahead for a model."""
+"""Which draft model, if any, speculates for a model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ NGRAM = "ngram"
 
 
 class Drafting:
-    """What the user chose. `named`: a model's name or path, NGRAM, or None for what the catalog pairs.
+    """The user's choice. `named`: a model's name or path, NGRAM, or None for the pairing in the catalog.
 
     `n_max`: tokens guessed at a time, 0 for no guesses. Raises ModelError and GgufError for a draft that cannot be.
     """
@@ -21,7 +21,7 @@ class Drafting:
 
     @property
     def size_bytes(self) -> int:
-        """Of the draft that was named."""
+        """Of the draft model that the user named."""
         return self._draft.size_bytes if self._draft else 0
 
     def for_model(self, model: Model) -> Speculation | None:

@@ -1,9 +1,10 @@
-"""The model files of a node: what lies on its disk, and what comes to it from peers or from the hub."""
+"""The model files of a node: which are on its disk, and fetching the one it needs from peers or the hub."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -22,12 +23,14 @@ from meshllm.models.store import Model, Store, load_model
 from meshllm.models.transfer import Fetch
 from meshllm.quic.transport import Stream, StreamKind
 
+_log = logging.getLogger(__name__)
+
 _SCAN_S = 10.0
-_TOLD_STEP = 0.1  # of what comes, between announcements
+_ANNOUNCED_STEP = 0.1  # part of a file between two announcements of progress
 
 
 class ModelFiles:
-    """`on_models` is called in a thread when what is on disk has changed. `emit` and `progress` as Worker has them."""
+    """`on_models` is called in a thread when the models on disk have changed. `emit`, `progress`: see Worker."""
 
     def __init__(
         self,
@@ -46,13 +49,13 @@ class ModelFiles:
         self._wake = asyncio.Event()
 
     def want(self, model: ModelInfo | None) -> None:
-        """What this node is for now."""
+        """The model that this node is placed on now."""
         if model != self._wanted:
             self._wanted = model
             self._wake.set()
 
     def exclude(self, model: ModelInfo) -> None:
-        """As if its file were not here: it cannot be served with it."""
+        """Ignores the file of a model that cannot be served from it."""
         self._store.exclude(model.fingerprint)
         self._mesh.announce(replace(self._mesh.me, models=model_infos(self._store)))
         self._mark_unavailable(model)
@@ -76,13 +79,13 @@ class ModelFiles:
             await self._stop()
 
     async def look(self) -> None:
-        """At the disk."""
+        """Rescans the disk."""
         if await asyncio.to_thread(self._store.scan):
             await asyncio.to_thread(self._on_models)
             self._mesh.announce(replace(self._mesh.me, models=model_infos(self._store)))
 
     async def _update_fetch(self) -> None:
-        """Gets what this node is for, and nothing else."""
+        """Fetches the wanted model, and nothing else."""
         wanted = self._wanted if self._wanted and will_fetch(self._mesh.me, self._wanted) else None
         if wanted == self._coming:
             return
@@ -100,13 +103,13 @@ class ModelFiles:
         self._fetch_task = self._coming = None
 
     async def _fetch(self, model: ModelInfo) -> None:
-        """From peers that are near, else from the hub, else from peers that are far."""
+        """From near peers, else from the hub, else from far peers."""
         try:
             if not self._owners(model, MAX_RTT_MS) and can_be_had(model.name):
                 try:
                     await self.download(model.name)
                 except ModelError as error:
-                    self._emit(f"{error}; taking it from the mesh")
+                    self._emit(f"{error}; fetching it from the mesh instead")
             if model.fingerprint not in self._store.models:
                 await self._from_peers(model)
             await self.look()
@@ -114,6 +117,9 @@ class ModelFiles:
                 self._emit(f"{model.name} is on this machine's disk")
         except MeshLlmError as error:
             self._emit(f"cannot get {model.name}: {error}")
+            self._mark_unavailable(model)
+        except Exception:  # it must end neither the node nor the search for other models
+            _log.exception("internal error, please report it: getting %s", model.name)
             self._mark_unavailable(model)
         finally:
             self._mesh.announce(replace(self._mesh.me, fetching={}))
@@ -125,7 +131,7 @@ class ModelFiles:
         def progress(done: int, total: int) -> None:
             nonlocal announced
             self._progress(f"getting {model.name} from the mesh: {100 * done // total} %")
-            if done / total >= announced + _TOLD_STEP:
+            if done / total >= announced + _ANNOUNCED_STEP:
                 announced = done / total
                 self._announce_progress(model, announced)
 
@@ -139,7 +145,7 @@ class ModelFiles:
         return await self._mesh.open(node_id, StreamKind.TRANSFER)
 
     def _owners(self, model: ModelInfo, limit_ms: float = float("inf")) -> list[str]:
-        """Who has it, nearest first."""
+        """Peers that have the model, nearest first."""
         me = self._mesh.me
         present = self._mesh.membership.present()
         owners = [i for i, n in present.items() if i != me.node_id and has_model(n, model)]
@@ -147,7 +153,7 @@ class ModelFiles:
         return sorted((i for i in owners if distance[i] <= limit_ms), key=lambda i: (distance[i], i))
 
     async def obtain(self, name: str, missing: ModelError) -> ModelInfo:
-        """What the user named: known to a member of the mesh, and to be had there, or downloaded. Raises ModelError."""
+        """Finds a model that the user named: a member of the mesh has it, or the hub. Raises ModelError."""
         nodes = self._mesh.membership.present().values()
         known = {m.name: m for n in nodes for m in (*n.wants, *n.models)}
         if found := matching(name, known):
@@ -157,7 +163,7 @@ class ModelFiles:
         return model_info(await self.download(name))
 
     async def download(self, name: str) -> Model:
-        """From the hub, by a process of its own that ends with this one. Raises ModelError."""
+        """From the hub, in a child process that ends with this one. Raises ModelError."""
         self._emit(f"downloading {name}")
         argv = [sys.executable, "-m", "meshllm", "download", name]
         process = LeashedProcess(self._leash, argv, os.environ, self._show, None)
@@ -182,6 +188,6 @@ def model_info(model: Model) -> ModelInfo:
     name = model.name
     try:
         name.encode()
-    except UnicodeEncodeError:  # what the file system gave is no text
+    except UnicodeEncodeError:  # a name on disk that is not valid UTF-8
         name = ascii(name)
     return ModelInfo(name[:80], model.fingerprint().hex(), model.size_bytes, model.n_layers)

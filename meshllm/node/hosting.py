@@ -1,4 +1,4 @@
-"""What this node serves as host: one group's engine, from its start until its last answer."""
+"""What this node serves as host: the engine of one group, from its start to its last answer."""
 
 from __future__ import annotations
 
@@ -93,12 +93,11 @@ class Hosting:
         user named: only then does this node end."""
         if not (self._group and self._engine and self._engine.done()):
             return None
-        model = self._group.model
-        error = self._engine.exception()
-        if error is not None and (not isinstance(error, MeshLlmError) or model in self._worker.named):
-            raise error
+        model, error = self._group.model, self._engine.exception()
         self._engine = self._group = None
         self._announce()
+        if error is not None and (not isinstance(error, MeshLlmError) or model in self._worker.named):
+            raise error
         self._worker.emit(f"{error}; this node leaves the model to others")
         return model
 

@@ -59,7 +59,7 @@ class NodeConfig:
 
 
 class Node:
-    """`worker` None makes it a lite client. `run()` lives as long as the node; the rest may be asked meanwhile."""
+    """A lite client when `worker` is None. `run()` lasts as long as the node; the rest may be called meanwhile."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class Node:
         self._emitted: dict[str, str] = {}
         self.started = asyncio.Event()
 
-    # --- beginnings ---
+    # --- joining ---
 
     def _credentials(self) -> Credentials:
         token, state = self._config.token, self._known_meshes
@@ -150,23 +150,26 @@ class Node:
         mesh.bootstrap = list(known.peers) if known else []
         await asyncio.sleep(0)  # the mesh's own tasks are up
         if token:
-            joined = False
-            try:
-                await mesh.join(token)
-                joined = True
-            except MeshError:
-                raise
-            except MeshLlmError as error:
-                if not mesh.bootstrap or known is None:
-                    raise MeshError(f"cannot reach the mesh: {error}") from None
-            mesh.bootstrap += [(address, i) for address, i in (known.peers if known else [])]
-            if joined:
-                self._remember()  # a member from now on, also after a crash
-                self._emit(f"joined mesh {token.mesh[:8]}")
+            await self._join(token, list(mesh.bootstrap))
         self._announce_addresses()
         self.started.set()
         if token:
             await asyncio.sleep(_JOIN_SETTLE_S)
+
+    async def _join(self, token: Token, known_peers: list[tuple[str, str | None]]) -> None:
+        """Raises MeshError when refused, or when nobody answers and no other peer is known."""
+        try:
+            await self._mesh.join(token)
+        except MeshError:
+            raise
+        except MeshLlmError as error:
+            if not known_peers:
+                raise MeshError(f"cannot reach the mesh: {error}") from None
+        else:
+            self._remember()  # a member from now on, even if this process crashes
+            self._emit(f"joined mesh {token.mesh[:8]}")
+        finally:
+            self._mesh.bootstrap += known_peers
 
     def _addresses(self) -> tuple[str, ...]:
         found = [*self._config.advertise, *own_addresses(self._mesh.port, self._mesh.observed)]
@@ -203,7 +206,7 @@ class Node:
     # --- the placement ---
 
     async def _follow_placement(self) -> None:
-        """Every change of the view places the models again; only what differs for this node is carried out."""
+        """Places the models again on every change of the view, and acts on what changes for this node."""
         try:
             while True:
                 seen = self._mesh.changes.version
@@ -222,7 +225,7 @@ class Node:
                 await self._hosting.stop()
 
     async def _wait_for_change(self, seen: int) -> None:
-        """Raises what ended the engine, if it ended and this node with it."""
+        """Raises the error of an engine without which this node has no purpose."""
         waits = [asyncio.create_task(self._mesh.changes.wait(seen), name="change")]
         if self._hosting:
             waits.append(asyncio.create_task(self._hosting.wait_ended(), name="engine's end"))
@@ -236,7 +239,7 @@ class Node:
         await asyncio.sleep(_SETTLE_S)
 
     def _adopt(self) -> None:
-        """What the mesh is asked for outlives who asked, while somebody has the file; drops outlive who dropped."""
+        """Repeats what others want and have dropped, so that it outlives them; wants while some node has the file."""
         me, present = self._mesh.me, self._mesh.membership.present()
         if (drops := dropped(present)) != me.drops:
             self._mesh.announce(replace(self._mesh.me, drops=drops))
@@ -254,13 +257,11 @@ class Node:
                     self._emit_once(model, line)
 
     def _want_file(self, placements: Sequence[Placement]) -> None:
-        """The file that this node should have: of the model that it is for, if it can be more than a stranger to it."""
+        """Wants the file of the model that this node is placed on, if it could serve it or be a stage of it."""
         if self._files is None:
             return
-        mine = next(
-            (a for a in placements if a.reasons.get(self._self_id) not in (None, StageStatus.OTHER_MODEL)),
-            None,
-        )
+        elsewhere = (None, StageStatus.OTHER_MODEL)
+        mine = next((p for p in placements if p.reasons.get(self._self_id) not in elsewhere), None)
         if mine:
             me, present = self._mesh.me, self._mesh.membership.present()
             owners = [n for i, n in present.items() if i != self._self_id and has_model(n, mine.model)]
@@ -269,14 +270,14 @@ class Node:
         self._files.want(mine.model if mine else None)
 
     async def _get_missing(self, files: ModelFiles) -> None:
-        """What the user named and is not on disk. Raises ModelError."""
+        """Gets the models that the user named and that are not on disk. Raises ModelError."""
         assert self._worker
         for name, error in self._worker.missing.items():
             self._worker.named.append(await files.obtain(name, error))
             self._mesh.changes.notify()
 
     def _emit_placement(self, placement: Placement) -> None:
-        """One line for each new state of affairs."""
+        """Prints a line when the placement of a model has changed."""
         model = placement.model
         mine = placement.group_of(self._self_id)
         if not placement.groups:
@@ -301,7 +302,7 @@ class Node:
     # --- streams ---
 
     def _stream(self, link: Link, kind: StreamKind, stream: Stream) -> None:
-        """A member wants something of this node."""
+        """A member has opened a stream."""
         worker = self._worker
         if worker is None:
             stream.abort()
@@ -317,23 +318,21 @@ class Node:
             stream.abort()
 
     def _stage_socket(self, node_id: str) -> Path:
-        """Leads to the device server of a worker."""
+        """The Unix socket that leads to the device server of a worker."""
         return self.folder / f"peer-{socket_id(node_id)}.sock"
 
     async def _open_tunnels(self) -> None:
-        """One to the device server of every worker, for this host's engine and for this stage's pushes."""
+        """To the device server of every worker: for the engine here as host, and for pushes from here as stage."""
         present = self._mesh.membership.present()
-        workers = (
-            {i for i, n in present.items() if n.role is Role.WORKER and i != self._self_id} if self._worker else set()
-        )
-        wanted = {self._stage_socket(i): i for i in workers}
+        workers = [i for i, n in present.items() if n.role is Role.WORKER and i != self._self_id]
+        wanted = {self._stage_socket(i): i for i in workers if self._worker}
         for path, node_id in wanted.items():
             await self._tunnels.open(path, lambda i=node_id: self._mesh.open(i, StreamKind.RPC))  # type: ignore[misc]
         for path in list(self.folder.glob("peer-*.sock")):
             if path not in wanted:
                 await self._tunnels.close(path)
 
-    # --- what it tells ---
+    # --- status and commands ---
 
     def describe(self) -> MeshStatus:
         members = self._mesh.membership.members()
@@ -358,7 +357,7 @@ class Node:
         )
 
     def drop(self, name: str, undo: bool) -> str:
-        """Stops a model in the whole mesh, or lets it be served again. Returns its name. Raises UnknownModelError."""
+        """Drops a model in the whole mesh, or undoes that. Returns its name. Raises UnknownModelError."""
         nodes = self._mesh.membership.present().values()
         models = sorted({(m.name, m.fingerprint) for n in nodes for m in n.wants})
         fingerprint = find_model(name, models, [])
@@ -371,7 +370,7 @@ class Node:
     # --- tokens ---
 
     def make_token(self, expires_s: float = 0) -> str:
-        """For somebody to join with; `expires_s` from now, 0 for never. Raises MeshError before it is a member."""
+        """An invite token that expires in `expires_s`, 0 for never. Raises MeshError before this node is a member."""
         credentials = self._mesh.credentials
         if credentials.secret is None:
             raise MeshError("this node is not yet a member of the mesh")

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from meshllm.node.hosting import Hosting
 
 _ENGINE_TIMEOUT_S = 2.0  # for a host to describe its engine
-_FAR_S = 1.0  # of who is not linked yet
+_FAR_S = 1.0  # assumed RTT of a node that is not linked yet
 
 
 class Router:
@@ -49,7 +49,7 @@ class Router:
         self._affinity = Affinity()
 
     def update(self, placements: Sequence[Placement]) -> None:
-        """What the models of the mesh are assigned to now."""
+        """Takes over where the models of the mesh are placed now."""
         if placements != self.placements:
             self.placements = placements
             self._mesh.changes.notify()
@@ -67,7 +67,7 @@ class Router:
         return "the model is loading" if self.placements else "no model is served in this mesh"
 
     def served(self) -> list[Served]:
-        """Every model with an engine that is ready, by name."""
+        """Every model that has a ready engine, by name."""
         found: dict[str, Served] = {}
         for fingerprint, infos in self._infos(self._hosts()).items():
             found[fingerprint] = Served(infos[0].name, fingerprint, infos[0].size_bytes, infos[0].n_layers)
@@ -100,22 +100,22 @@ class Router:
         engine = self._hosting.engine if self._hosting else None
         return engine is None or engine.stage_lost
 
-    # --- what the others' answers come from ---
+    # --- for other nodes, and for the status ---
 
     @property
     def busy(self) -> int:
-        """Requests in work at the engine here."""
+        """Requests that the engine here is working on."""
         return self._loads.in_work(self._self_id)
 
     def acquire_local(self, fingerprint: str) -> Upstream | None:
-        """For a request of another node's: the engine here, if it serves that model."""
+        """The engine here, if it serves that model: for a request from another node."""
         hosting = self._hosting
         if hosting is None or hosting.socket is None or fingerprint not in ("", hosting.fingerprint):
             return None
         return self._counted(self._self_id, hosting.socket, {})
 
     async def wait_served(self) -> None:
-        """Until a request would be answered."""
+        """Until some model is served."""
         while True:
             seen = self._mesh.changes.version
             if self._hosts():
@@ -128,7 +128,7 @@ class Router:
         return engine.describe() if engine else None
 
     async def engines(self) -> dict[str, EngineSummary]:
-        """The engines of all hosts, also while they load, by node id; without those that do not answer in time."""
+        """The engines of all hosts by node id, loading ones included. Hosts that do not answer in time are left out."""
         own = self.describe_engine()
         others = sorted(i for i, n in self._mesh.membership.present().items() if n.serving and i != self._self_id)
         answers = await asyncio.gather(*(self._engine_of(node_id) for node_id in others))
@@ -163,7 +163,7 @@ class Router:
         return found
 
     def _infos(self, fingerprints: Collection[str]) -> dict[str, list[ModelInfo]]:
-        """What is known of these models: under each name that a file of it has, the same order everywhere."""
+        """Each model under every name that a file of it has, in the same order on every node."""
         found: dict[str, set[ModelInfo]] = {}
         for node in self._mesh.membership.present().values():
             for model in (*node.wants, *node.models):
@@ -172,7 +172,7 @@ class Router:
         return {fingerprint: sorted(models, key=lambda m: m.name) for fingerprint, models in found.items()}
 
     def _model_of(self, info: RequestInfo, hosts: Mapping[str, list[str]]) -> str | None:
-        """The fingerprint; without a name of what is served here, or nearest. Raises UnknownModelError."""
+        """The fingerprint of the named model, or of the one served here or nearest. Raises UnknownModelError."""
         if info.model:
             served = [(m.name, f) for f, infos in self._infos(hosts).items() for m in infos]
             known = [(a.model.name, a.model.fingerprint) for a in self.placements]
@@ -182,7 +182,7 @@ class Router:
         return min(hosts, key=lambda f: (min(self._distance(i) for i in hosts[f]), f), default=None)
 
     def _waits(self, fingerprint: str | None) -> bool:
-        """For memory: nobody serves it, or anything, however long one waits."""
+        """Whether the model, or every model, waits for memory: no point in holding the request."""
         asked = [a for a in self.placements if fingerprint in (None, a.model.fingerprint)]
         coming = any(why is StageStatus.FETCHING for a in asked for why in a.reasons.values())
         return bool(asked) and not coming and not any(a.groups for a in asked)
@@ -217,9 +217,9 @@ class Router:
 
 
 class LocalTarget:
-    """What other nodes' requests may reach: the engine of this one, and nothing further.
+    """What requests from other nodes may reach: the engine here, and nothing beyond it.
 
-    Without one that is ready it answers at once, so that they look for another host.
+    Without a ready engine it refuses at once, so that they try another host.
     """
 
     def __init__(self, router: Router) -> None:

@@ -1,4 +1,4 @@
-"""What a node computes with: its device server for others' models, and the engine of its own when it is host.
+"""What a node computes with: a device server for the models of other hosts, and an engine when it is a host.
 
 Only nodes that compute import this module; a lite client needs no compiled code.
 """
@@ -31,7 +31,7 @@ from meshllm.models.transfer import Sharing
 from meshllm.node.drafts import Drafting
 from meshllm.node.files import ModelFiles, model_info, model_infos
 
-RESERVE = 0.1  # of a device's memory, for the KV cache and compute buffers
+RESERVE = 0.1  # of a device's memory, kept for the KV cache and compute buffers
 _PROBE_TIMEOUT_S = 15.0
 _LOG_INTERVAL_S = 0.5
 _RETRY_S = 3.0
@@ -40,7 +40,7 @@ _RETRY_S = 3.0
 @dataclass(frozen=True)
 class WorkerConfig:
     models: tuple[str, ...]
-    begins: bool  # a mesh of its own, with a default model when none is named
+    begins: bool  # founds a mesh: serves a default model when none is named
     fetch: bool  # models that are not on disk
     draft: str | None  # as Drafting takes them
     draft_max: int
@@ -65,7 +65,7 @@ class Worker:
         self._binaries = find_binaries(config.bin_dir)
         self._store = Store(emit)
         self.named: list[ModelInfo] = []
-        self.missing: dict[str, NotOnDiskError] = {}  # what was named and is not on disk
+        self.missing: dict[str, NotOnDiskError] = {}  # named by the user, and not on disk
         for name in config.models:
             try:
                 self._add(resolve(name))
@@ -107,20 +107,20 @@ class Worker:
         return ", ".join(d.description for d in self._devices())[:80]
 
     def memory_bytes(self) -> int:
-        """That models may take: ggml's own figure, under the cap, less the reserve and the draft model."""
+        """Memory for models: what ggml reports as free, capped, less the reserve and the draft model."""
         cap = self._config.max_vram_bytes
         free = [min(d.memory_free, d.memory_total) for d in self._devices()]
         lent = int(sum(min(m, cap) if cap else m for m in free) * (1 - RESERVE))
         return max(0, lent - self._drafting.size_bytes)
 
     def _devices(self) -> list[rpc.DeviceInfo]:
-        """All GPUs, or the CPU; or the one that the user named."""
+        """The device that the user named, else all GPUs, else the CPU."""
         devices = rpc.list_devices()
         if self._config.device:
             chosen = [d for d in devices if d.name == self._config.device]
             if not chosen:
                 names = ", ".join(d.name for d in devices)
-                raise EngineError(f"there is no device {self._config.device} here; --device may name: {names}")
+                raise EngineError(f"this machine has no device {self._config.device}; --device takes one of: {names}")
             return chosen
         return [d for d in devices if d.type in ("GPU", "IGPU")] or [d for d in devices if d.type == "CPU"]
 
@@ -139,15 +139,15 @@ class Worker:
         return [(bytes.fromhex(fingerprint), model.files) for fingerprint, model in self._store.models.items()]
 
     def _offer(self) -> None:
-        """What is on disk now."""
+        """Gives the device server the models that are on disk now."""
         if self._server:
             try:
                 self._server.set_models(self._model_files())
-            except MeshLlmError as error:  # a file went away just now: the next scan knows
+            except MeshLlmError as error:  # a file has just been deleted; the next scan will notice
                 self.emit(str(error))
 
     async def report(self) -> None:
-        """What the device server has to say, until cancelled."""
+        """Prints the log of the device server, until cancelled."""
         while True:
             await asyncio.sleep(_LOG_INTERVAL_S)
             for line in self._server.take_log() if self._server else ():
@@ -188,7 +188,7 @@ class Worker:
             raise EngineError(f"{group.model.name} is no longer on this machine's disk")
         servers: list[StageServer] = []
         for name, socket in stages:
-            # Another stage finds the socket of the same name beside its own.
+            # Another stage finds a socket of the same name beside its own.
             at = StageAddress(name, f"unix:{socket}", f"unix:{socket.name}")
             servers.append(StageServer(at, await asyncio.to_thread(rpc.probe, at.address, _PROBE_TIMEOUT_S)))
         shares: list[float] = []

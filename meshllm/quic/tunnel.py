@@ -1,4 +1,4 @@
-"""Between streams of the mesh and Unix sockets of this machine: bytes in both directions, as they come."""
+"""Joins streams of the mesh and Unix sockets of this machine, without a look at the bytes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _RETRY_S = 0.1
 
 
 async def serve_stream(stream: Stream, path: Path) -> None:
-    """A stream of a peer's, connected to a server on this machine."""
+    """Connects a peer's stream to a server on this machine."""
     sock = socket.socket(socket.AF_UNIX)
     sock.setblocking(False)
     try:
@@ -31,9 +31,9 @@ async def serve_stream(stream: Stream, path: Path) -> None:
 
 
 class Tunnels:
-    """Unix sockets that lead to peers: what connects to one is spliced to a new stream.
+    """Unix sockets that lead to peers: each connection is spliced to a new stream.
 
-    Use as `async with`; closing ends all that goes through.
+    Use as `async with`; leaving the block ends all connections.
     """
 
     def __init__(self) -> None:

@@ -147,7 +147,7 @@ def test_identity_in_use_or_broken(seed: MeshLlm, model: Path, tmp_path: Path) -
 def test_options_that_exclude_each_other(model: Path) -> None:
     assert "--client needs --join" in refused("--client")
     assert "goes without a mesh" in refused("--stage", "127.0.0.1:1", "--split")
-    assert "there is no device GPU9 here" in refused("--model", str(model), "--device", "GPU9")
+    assert "this machine has no device GPU9" in refused("--model", str(model), "--device", "GPU9")
 
 
 def test_status_without_a_node() -> None:

@@ -1,0 +1,96 @@
+"""The file that a node wants: fetched, given up, and never the end of the node."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from meshllm.errors import ModelError
+from meshllm.mesh.announcement import Announcement, ModelInfo
+from meshllm.node import files as module
+from meshllm.node.files import ModelFiles
+
+ME, PEER = "a" * 64, "b" * 64
+MODEL = ModelInfo("m", "f" * 64, 1000, 4)
+
+
+@dataclass
+class FakeMesh:
+    """One peer that has the model."""
+
+    me: Announcement = field(default_factory=lambda: Announcement(ME, 1, fetches=True))
+
+    @property
+    def membership(self) -> Any:
+        peer = Announcement(PEER, 1, models=(MODEL,))
+        return SimpleNamespace(present=lambda: {ME: self.me, PEER: peer})
+
+    def announce(self, me: Announcement) -> None:
+        self.me = me
+
+
+class FakeStore:
+    def __init__(self) -> None:
+        self.models: dict[str, object] = {}
+
+    def scan(self) -> bool:
+        return False
+
+
+async def fetched(monkeypatch: pytest.MonkeyPatch, fail: Callable[[], None]) -> tuple[FakeMesh, list[str]]:
+    """Wants the model, whose transfer does what `fail` does, until that was announced as failed."""
+
+    class Failing:
+        def __init__(self, *_args: object) -> None:
+            pass
+
+        async def run(self) -> None:
+            fail()
+
+    monkeypatch.setattr(module, "Fetch", Failing)
+    monkeypatch.setattr(module, "tidy", lambda: None)
+    monkeypatch.setattr(module, "can_be_had", lambda _name: False)
+    mesh, lines = FakeMesh(), []
+    files = ModelFiles(
+        cast(Any, mesh), cast(Any, FakeStore()), Path("/leash"), lambda: None, lines.append, lambda _text: None
+    )
+    running = asyncio.create_task(files.run())
+    files.want(MODEL)
+    async with asyncio.timeout(5):
+        while not mesh.me.cannot_fetch or mesh.me.fetching:
+            assert not running.done()
+            await asyncio.sleep(0)
+    files.want(None)
+    await asyncio.sleep(0.01)
+    assert not running.done()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert running.cancelled()
+    return mesh, lines
+
+
+def test_a_model_that_cannot_be_had_is_left_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise ModelError("no peer has it")
+
+    mesh, lines = asyncio.run(fetched(monkeypatch, fail))
+    assert mesh.me.cannot_fetch == (MODEL.fingerprint,) and lines == ["cannot get m: no peer has it"]
+
+
+def test_a_fault_of_ours_in_fetching_ends_neither_the_node_nor_later_stops(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise RuntimeError("a fault of ours")
+
+    with caplog.at_level(logging.ERROR, "meshllm"):
+        mesh, _lines = asyncio.run(fetched(monkeypatch, fail))
+    assert mesh.me.cannot_fetch == (MODEL.fingerprint,) and mesh.me.fetching == {}
+    assert "a fault of ours" in caplog.text and "Traceback" in caplog.text
