@@ -11,8 +11,7 @@ namespace meshllm::backend {
 namespace {
 
 constexpr size_t piece = 256 << 20; // larger writes and reads are cut
-constexpr size_t row_padding =
-    512; // elements; what GPUs pad rows of quantised weights to (stock client's rule)
+constexpr size_t row_padding = 512; // elements; what GPUs pad rows of quantised weights to (stock client's rule)
 
 Stage & stage_of(ggml_backend_buffer_type_t type) {
     return *static_cast<Stage *>(type->context);
@@ -55,15 +54,13 @@ ggml_status init_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor) {
     return ok ? GGML_STATUS_SUCCESS : GGML_STATUS_FAILED;
 }
 
-void set_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor, const void * data, size_t offset,
-                size_t size) {
+void set_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
     BufferContext & context = context_of(buffer);
     context.link->guarded([&] { queue_set(*context.stage, tensor, data, offset, size); });
 }
 
 // ggml lets no error out of here: a lost stage reads as zeros, and the next graph fails.
-void get_tensor(ggml_backend_buffer_t buffer, const ggml_tensor * tensor, void * data, size_t offset,
-                size_t size) {
+void get_tensor(ggml_backend_buffer_t buffer, const ggml_tensor * tensor, void * data, size_t offset, size_t size) {
     BufferContext & context = context_of(buffer);
     const bool ok = context.link->guarded([&] {
         queue_get(*context.stage, tensor, data, offset, size);
@@ -74,8 +71,7 @@ void get_tensor(ggml_backend_buffer_t buffer, const ggml_tensor * tensor, void *
     }
 }
 
-void memset_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor, uint8_t value, size_t offset,
-                   size_t size) {
+void memset_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor, uint8_t value, size_t offset, size_t size) {
     const std::vector<uint8_t> bytes(std::min(size, piece), value);
     for (size_t done = 0; done < size; done += bytes.size()) {
         set_tensor(buffer, tensor, bytes.data(), offset + done, std::min(bytes.size(), size - done));
@@ -85,8 +81,7 @@ void memset_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor, uint8_t v
 void clear(ggml_backend_buffer_t buffer, uint8_t value) {
     BufferContext & context = context_of(buffer);
     context.link->guarded([&] {
-        context.link->send(wire::Command::buffer_clear,
-                           wire::view_of(wire::BufferClear{context.handle, value}));
+        context.link->send(wire::Command::buffer_clear, wire::view_of(wire::BufferClear{context.handle, value}));
     });
 }
 
@@ -132,8 +127,8 @@ ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t type, size_t size)
         }
         return nullptr;
     }
-    auto context = std::make_unique<BufferContext>(
-        BufferContext{stage.link, &stage, reply.buffer, next_base(reply.size)});
+    auto context =
+        std::make_unique<BufferContext>(BufferContext{stage.link, &stage, reply.buffer, next_base(reply.size)});
     return ggml_backend_buffer_init(type, buffer_interface, context.release(), reply.size);
 }
 
@@ -154,9 +149,8 @@ AllocKey alloc_key(const ggml_tensor * t) {
     at = std::copy_n(t->nb, wire::n_dims, at);
     at = std::transform(t->op_params, t->op_params + wire::n_op_params, at,
                         [](int32_t p) { return static_cast<uint32_t>(p); });
-    std::transform(t->src, t->src + wire::n_srcs, at, [](const ggml_tensor * s) -> uint64_t {
-        return s == nullptr ? 0 : uint64_t(s->type) + 1;
-    });
+    std::transform(t->src, t->src + wire::n_srcs, at,
+                   [](const ggml_tensor * s) -> uint64_t { return s == nullptr ? 0 : uint64_t(s->type) + 1; });
     return key;
 }
 
@@ -232,8 +226,8 @@ const BufferContext * stage_buffer(ggml_backend_buffer_t buffer) {
 
 wire::ByteRange range_of(const ggml_tensor * tensor, size_t offset, size_t size) {
     const BufferContext * context = stage_buffer(memory_of(tensor));
-    return {context->handle,
-            static_cast<uint64_t>(static_cast<uint8_t *>(tensor->data) - context->base) + offset, size};
+    return {context->handle, static_cast<uint64_t>(static_cast<uint8_t *>(tensor->data) - context->base) + offset,
+            size};
 }
 
 void queue_set(Stage & stage, const ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
@@ -250,8 +244,7 @@ void queue_set(Stage & stage, const ggml_tensor * tensor, const void * data, siz
         const wire::ByteView body(bytes + done, n);
         if (link.mesh()) {
             const wire::ByteRange range = range_of(tensor, offset + done, n);
-            link.send(wire::Command::set_bytes, wire::view_of(wire::SetBytesHead{range.buffer, range.offset}),
-                      body);
+            link.send(wire::Command::set_bytes, wire::view_of(wire::SetBytesHead{range.buffer, range.offset}), body);
         } else {
             const wire::SetTensorHead head{stock_tensor(link, tensor), 0, offset + done};
             link.send(wire::Command::set_tensor, wire::view_of(head), body);

@@ -11,9 +11,8 @@
 
 namespace meshllm::backend {
 
-/// All that a tensor's memory may depend on, but for the sizes of its sources: those of the reserved graph
-/// are the largest, and with them in the key every growing context would ask again (the reasoning of stock's
-/// client).
+/// All that a tensor's memory may depend on, but for the sizes of its sources: those of the reserved graph are the
+/// largest, and with them in the key every growing context would ask again (the reasoning of stock's client).
 using AllocKey = std::array<uint64_t, 2 + 2 * wire::n_dims + wire::n_op_params + wire::n_srcs>;
 
 /// One stage: its link and what hangs on it. Lives as long as the process.
@@ -25,8 +24,7 @@ struct Stage {
     std::unordered_map<std::string, bool> supported_ops;
     bool warned_no_model = false;
     uint64_t next_peer = 0;
-    std::unordered_map<const StageLink *, std::optional<uint32_t>>
-        peers; // whom it pushes to; nothing: it cannot
+    std::unordered_map<const StageLink *, std::optional<uint32_t>> peers; // whom it pushes to; nothing: it cannot
     ggml_backend_buffer_type buffer_type{};
     ggml_backend_device device{};
     std::string name, description;

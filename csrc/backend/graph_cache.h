@@ -1,7 +1,6 @@
 // Graphs of one device: encoded once per shape, kept by the server in numbered slots, run again by number.
 //
-// Which graph lies in which slot is decided here alone, least recently used first, so the two sides cannot
-// disagree.
+// Which graph lies in which slot is decided here alone, least recently used first, so the two sides cannot disagree.
 #pragma once
 
 #include "backend/link.h"

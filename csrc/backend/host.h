@@ -1,8 +1,7 @@
 // HOST: the host's own device in a thin wrapper, the last in the order, so that logits stay here.
 //
-// ggml copies the last stage's result to a plain device with a function that cannot fail. The wrapper takes
-// it asynchronously and waits inside graph_compute, where a lost stage can be reported
-// (docs/architecture.md).
+// ggml copies the last stage's result to a plain device with a function that cannot fail. The wrapper takes it
+// asynchronously and waits inside graph_compute, where a lost stage can be reported (docs/architecture.md).
 #pragma once
 
 #include "backend/stage.h"

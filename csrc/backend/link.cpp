@@ -106,8 +106,7 @@ void StageLink::wait_for(uint64_t ticket) {
     exchange(nothing, true, ticket);
     counters_.blocking_waits++;
     counters_.wait_ns += static_cast<uint64_t>(
-        std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - begin)
-            .count());
+        std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - begin).count());
 }
 
 // Sends all of `out` and reads replies meanwhile; with `until_replied` goes on until `ticket` is completed.
@@ -119,8 +118,7 @@ void StageLink::exchange(wire::ByteView & out, bool until_replied, uint64_t tick
                 continue;
             }
         }
-        pollfd p{stream_->fd(),
-                 static_cast<short>((out.empty() ? 0 : POLLOUT) | (pending_.empty() ? 0 : POLLIN)), 0};
+        pollfd p{stream_->fd(), static_cast<short>((out.empty() ? 0 : POLLOUT) | (pending_.empty() ? 0 : POLLIN)), 0};
         ::poll(&p, 1, -1); // a machine that died silently ends the wait by the socket's own probes
         if (!pending_.empty()) {
             read_replies();

@@ -1,8 +1,8 @@
 // The host's end of one stage: frames out, replies in, and the only place that waits for the network.
 //
-// Nothing here starts a thread. Frames are gathered and handed to the kernel when a graph is to run; while
-// the kernel takes no more, replies are read meanwhile, so two full sockets cannot block each other. A reply
-// is awaited only by wait(): that is the blocking wait that is counted.
+// Nothing here starts a thread. Frames are gathered and handed to the kernel when a graph is to run; while the kernel
+// takes no more, replies are read meanwhile, so two full sockets cannot block each other. A reply is awaited only by
+// wait(): that is the blocking wait that is counted.
 #pragma once
 
 #include "backend/config.h"
@@ -36,8 +36,8 @@ class StageLink : public wire::AddressMap {
     StageCounters & counters() { return counters_; }
     std::recursive_mutex & mutex() { return mutex_; }
 
-    /// Runs `work` under the lock. When it throws, the stage is lost: that is logged once, and false
-    /// returned, now and at every later call.
+    /// Runs `work` under the lock. When it throws, the stage is lost: that is logged once, and false returned, now and
+    /// at every later call.
     bool guarded(const std::function<void()> & work);
 
     // All below throw TransportError or ProtocolError; call them inside guarded().

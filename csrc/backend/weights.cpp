@@ -45,16 +45,15 @@ Weights::~Weights() {
 }
 
 // A draft model or an adapter may have tensors of the same name and shape.
-bool Weights::same_bytes(const gguf::TensorInfo & info, const uint8_t * data, size_t offset,
-                         size_t size) const {
+bool Weights::same_bytes(const gguf::TensorInfo & info, const uint8_t * data, size_t offset, size_t size) const {
     const uint8_t * ours = files_.at(info.file).data + info.offset + offset;
     const size_t n = std::min(size, sample);
     return std::memcmp(ours, data, n) == 0 && std::memcmp(ours + size - n, data + size - n, n) == 0 &&
            std::memcmp(ours + (size - n) / 2, data + (size - n) / 2, n) == 0;
 }
 
-std::optional<wire::SetTensorGguf> Weights::find(const ggml_tensor * tensor, const uint8_t * data,
-                                                 size_t offset, size_t size) const {
+std::optional<wire::SetTensorGguf> Weights::find(const ggml_tensor * tensor, const uint8_t * data, size_t offset,
+                                                 size_t size) const {
     const bool weights = tensor->buffer != nullptr && tensor->view_src == nullptr &&
                          ggml_backend_buffer_get_usage(tensor->buffer) == GGML_BACKEND_BUFFER_USAGE_WEIGHTS;
     if (!weights || !index_) {

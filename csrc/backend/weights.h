@@ -20,8 +20,7 @@ class Weights {
 
     const wire::Fingerprint & fingerprint() const { return fingerprint_; }
 
-    /// The request that loads the same bytes from a stage's own file, when `data` is what our file holds
-    /// there.
+    /// The request that loads the same bytes from a stage's own file, when `data` is what our file holds there.
     std::optional<wire::SetTensorGguf> find(const ggml_tensor * tensor, const uint8_t * data, size_t offset,
                                             size_t size) const;
 

@@ -43,8 +43,7 @@ bool stock_hello(Stream & stream) {
     const auto reply = wire::exactly<wire::StockHelloReply>(payload);
     if (reply.major != wire::stock_major || reply.minor > wire::stock_minor) {
         throw ProtocolError("the server speaks ggml-rpc " + std::to_string(reply.major) + "." +
-                            std::to_string(reply.minor) +
-                            ", we speak 7.0: install the same version on both machines");
+                            std::to_string(reply.minor) + ", we speak 7.0: install the same version on both machines");
     }
     return wire::announces_mesh(reply);
 }
@@ -63,8 +62,7 @@ wire::DeviceInfo stock_device(Stream & stream, uint32_t index) {
     info.alloc_rule = wire::AllocRule::ask;
     info.alignment = stock_call<uint64_t>(stream, wire::Command::get_alignment, wire::view_of(index));
     info.max_size = stock_call<uint64_t>(stream, wire::Command::get_max_size, wire::view_of(index));
-    const auto memory =
-        stock_call<wire::DeviceMemory>(stream, wire::Command::get_device_memory, wire::view_of(index));
+    const auto memory = stock_call<wire::DeviceMemory>(stream, wire::Command::get_device_memory, wire::view_of(index));
     info.memory_free = memory.free;
     info.memory_total = memory.total;
     return info;
@@ -93,8 +91,8 @@ ServerInfo introduce(Stream & stream, const std::string & ggml_version) {
         throw ProtocolError("the server has ggml " + reply.ggml_version + ", we have " + ggml_version +
                             ": install the same version of mesh-llm on both machines");
     }
-    return {true, reply.session_key, std::min(reply.graph_slots, wire::max_graph_slots),
-            std::move(reply.devices), std::move(reply.models)};
+    return {true, reply.session_key, std::min(reply.graph_slots, wire::max_graph_slots), std::move(reply.devices),
+            std::move(reply.models)};
 }
 
 } // namespace meshllm::channel

@@ -15,8 +15,7 @@ wire::Bytes receive(Stream & stream, uint64_t limit = wire::max_data_payload);
 /// send and receive.
 wire::Bytes call(Stream & stream, wire::Command command, wire::ByteView payload);
 
-/// HELLO of ggml-rpc 7.0. True when the server announces our extensions. Throws ProtocolError for another
-/// version.
+/// HELLO of ggml-rpc 7.0. True when the server announces our extensions. Throws ProtocolError for another version.
 bool stock_hello(Stream & stream);
 
 /// What a server says of itself.

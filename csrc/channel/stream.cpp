@@ -97,8 +97,8 @@ void set_option(int fd, int level, int option, int value) {
     ::setsockopt(fd, level, option, &value, sizeof(value));
 }
 
-// Small frames must leave at once, and a machine that lost its power must be noticed although it says
-// nothing: probes after 4 s of silence, death after 3 more, and unacknowledged data gives up after 10 s.
+// Small frames must leave at once, and a machine that lost its power must be noticed although it says nothing: probes
+// after 4 s of silence, death after 3 more, and unacknowledged data gives up after 10 s.
 void tune(int fd, bool tcp) {
 #ifdef SO_NOSIGPIPE
     set_option(fd, SOL_SOCKET, SO_NOSIGPIPE, 1);
@@ -216,8 +216,7 @@ bool Stream::read_exactly(std::span<uint8_t> out) {
             continue;
         }
         if (n < 0) {
-            throw TransportError(error == EAGAIN ? "the peer is silent"
-                                                 : "the connection is lost: " + reason(error));
+            throw TransportError(error == EAGAIN ? "the peer is silent" : "the connection is lost: " + reason(error));
         }
         if (n == 0) {
             if (done == 0) {
@@ -262,8 +261,7 @@ size_t Stream::read_some(std::span<uint8_t> out) {
     if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)) {
         return 0;
     }
-    throw TransportError(n == 0 ? "the peer closed the connection"
-                                : "the connection is lost: " + reason(errno));
+    throw TransportError(n == 0 ? "the peer closed the connection" : "the connection is lost: " + reason(errno));
 }
 
 size_t Stream::write_some(std::span<const uint8_t> data) {

@@ -45,8 +45,7 @@ class Stream {
 
     int fd() const { return fd_.get(); }
 
-    /// Blocks until `out` is full. False when the peer closed before the first byte; throws when it closed
-    /// later.
+    /// Blocks until `out` is full. False when the peer closed before the first byte; throws when it closed later.
     bool read_exactly(std::span<uint8_t> out);
 
     /// Blocks until all of `head` and `body` are handed to the kernel.

@@ -58,8 +58,8 @@ class Index {
     int64_t n_tensors_ = -1; // in all files, by the first one; -1 when it does not say
 };
 
-/// All parts of a split model (NAME-00001-of-00003.gguf) of which `path` is one, or {path}. Throws GgufError
-/// when a part is missing.
+/// All parts of a split model (NAME-00001-of-00003.gguf) of which `path` is one, or {path}. Throws GgufError when a
+/// part is missing.
 std::vector<std::string> split_parts(const std::string & path);
 
 } // namespace meshllm::gguf

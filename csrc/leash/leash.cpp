@@ -1,9 +1,8 @@
-// mesh-llm-leash FD PROGRAM ARGS...: runs PROGRAM so that it ends when its parent ends, also when that is
-// killed.
+// mesh-llm-leash FD PROGRAM ARGS...: runs PROGRAM so that it ends when its parent ends, also when that is killed.
 //
-// FD is the read end of a pipe whose write end only the parent holds: it reports end of file when the parent
-// is gone. Then, and on SIGTERM and SIGINT, the program's process group gets SIGTERM and after 5 s SIGKILL.
-// The program's exit status is passed on, 128 + signal when it was killed.
+// FD is the read end of a pipe whose write end only the parent holds: it reports end of file when the parent is gone.
+// Then, and on SIGTERM and SIGINT, the program's process group gets SIGTERM and after 5 s SIGKILL. The program's exit
+// status is passed on, 128 + signal when it was killed.
 #include <cerrno>
 #include <csignal>
 #include <cstdio>

@@ -29,8 +29,7 @@ void make_room(picoquic_path_t * path, int64_t bucket_nanosec) {
         std::clamp<int64_t>(pacing.packet_time_nanosec, 1, std::max<int64_t>(least_rate_nanosec, 1));
     int64_t message_nanosec = message_packets * pacing.packet_time_nanosec;
     pacing.bucket_max = std::max({pacing.bucket_max, message_nanosec, burst_nanosec});
-    pacing.bucket_nanosec =
-        std::min<int64_t>(std::max(pacing.bucket_nanosec, bucket_nanosec), pacing.bucket_max);
+    pacing.bucket_nanosec = std::min<int64_t>(std::max(pacing.bucket_nanosec, bucket_nanosec), pacing.bucket_max);
 }
 
 void init(picoquic_path_t * path, const char * option, uint64_t now) {
@@ -48,8 +47,7 @@ void notify(picoquic_cnx_t * cnx, picoquic_path_t * path, picoquic_congestion_no
 } // namespace
 
 const picoquic_congestion_algorithm_t * with_room_for_messages(const std::string & name) {
-    // picoquic keeps pointers to them: never freed, since a thread of an engine may outlive the end of
-    // main().
+    // picoquic keeps pointers to them: never freed, since a thread of an engine may outlive the end of main().
     static auto & lock = *new std::mutex;
     static auto & known = *new std::map<std::string, std::unique_ptr<Roomy>>;
     std::lock_guard guard(lock);

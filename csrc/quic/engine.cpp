@@ -24,17 +24,16 @@ Engine::Engine(const Config & config) : config_(config), socket_(config.port) {
     advance();
     auto * control = with_room_for_messages(config.congestion_control);
     auto seed = reset_seed(config.identity);
-    quic_.reset(picoquic_create(max_connections, nullptr, nullptr, nullptr, config_.alpn.c_str(), called,
-                                this, nullptr, nullptr, seed.data(), now_us_, &now_us_, nullptr, nullptr, 0));
+    quic_.reset(picoquic_create(max_connections, nullptr, nullptr, nullptr, config_.alpn.c_str(), called, this, nullptr,
+                                nullptr, seed.data(), now_us_, &now_us_, nullptr, nullptr, 0));
     if (!quic_) {
         throw std::runtime_error("picoquic cannot start");
     }
-    tls_ = std::make_unique<Tls>(quic_.get(), config.identity,
-                                 [this](picoquic_cnx_t * cnx, const PublicKey & key) {
-                                     auto * known = link_of(cnx);
-                                     auto * link = known != nullptr ? known : accepted(cnx);
-                                     link->key_proved(key);
-                                 });
+    tls_ = std::make_unique<Tls>(quic_.get(), config.identity, [this](picoquic_cnx_t * cnx, const PublicKey & key) {
+        auto * known = link_of(cnx);
+        auto * link = known != nullptr ? known : accepted(cnx);
+        link->key_proved(key);
+    });
     picoquic_enforce_client_only(quic_.get(), 0);
     picoquic_set_default_congestion_algorithm(quic_.get(), control);
     picoquic_set_default_idle_timeout(quic_.get(), config.idle_timeout_us / 1000);
@@ -110,9 +109,8 @@ uint64_t Engine::dial(const sockaddr_storage & address) {
     }
     post([this, handle, address] {
         auto * to = reinterpret_cast<const sockaddr *>(&address);
-        auto * cnx =
-            picoquic_create_cnx(quic_.get(), picoquic_null_connection_id, picoquic_null_connection_id, to,
-                                now_us_, 0, nullptr, config_.alpn.c_str(), 1);
+        auto * cnx = picoquic_create_cnx(quic_.get(), picoquic_null_connection_id, picoquic_null_connection_id, to,
+                                         now_us_, 0, nullptr, config_.alpn.c_str(), 1);
         if (cnx == nullptr) {
             tell({Event::What::closed, handle, 0, 0, "too many connections"});
             return;

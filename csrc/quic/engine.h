@@ -1,9 +1,9 @@
-// QUIC for a node, in one thread of its own: links over one UDP port, their streams, and the events that
-// Python hears of.
+// QUIC for a node, in one thread of its own: links over one UDP port, their streams, and the events that Python hears
+// of.
 //
-// picoquic does the protocol. It belongs to the I/O thread; any other thread leaves work for that thread with
-// post(), and shares with it, under one lock, only the bytes that wait in streams and the events. Links and
-// streams are named by numbers that are never used again, so that whoever holds one may ask after it is gone.
+// picoquic does the protocol. It belongs to the I/O thread; any other thread leaves work for that thread with post(),
+// and shares with it, under one lock, only the bytes that wait in streams and the events. Links and streams are named
+// by numbers that are never used again, so that whoever holds one may ask after it is gone.
 #pragma once
 
 #include "quic/bell.h"
@@ -48,8 +48,8 @@ class Engine {
 
     /// A new link to `address`, of the socket's family. A linked or a closed event follows.
     uint64_t dial(const sockaddr_storage & address);
-    /// `at_once`: nothing is said to the peer, which may never have answered. A closed event follows, unless
-    /// there was one.
+    /// `at_once`: nothing is said to the peer, which may never have answered. A closed event follows, unless there was
+    /// one.
     void close(uint64_t link, const std::string & reason, bool at_once);
     LinkState state(uint64_t link);
 
@@ -61,11 +61,10 @@ class Engine {
     Bytes read(uint64_t stream, size_t limit, bool & ended);
     void finish(uint64_t stream);
     void abort(uint64_t stream);
-    /// Takes the descriptor of a connected socket, and the reader's and the writer's place. A spliced event
-    /// follows when both directions have ended or the stream has failed.
+    /// Takes the descriptor of a connected socket, and the reader's and the writer's place. A spliced event follows
+    /// when both directions have ended or the stream has failed.
     void splice(uint64_t stream, int fd);
-    /// Nobody reads or writes it any more: dropped, unless it is finished; then what it has still to send is
-    /// sent.
+    /// Nobody reads or writes it any more: dropped, unless it is finished; then what it has still to send is sent.
     void release(uint64_t stream);
 
     /// Says good-bye on all links and ends the thread. May be called again.

@@ -21,24 +21,23 @@ constexpr int64_t retry_send_us = 1000;
 constexpr int max_waiting = 24 << 10;  // pieces of data before which something is missing: 40 MB of memory
 constexpr int64_t honest_piece = 1000; // bytes
 
-// Pieces that wait, beyond those that the data would have come in from an honest peer: each costs a packet's
-// worth of memory, however small it is.
+// Pieces that wait, beyond those that the data would have come in from an honest peer: each costs a packet's worth of
+// memory, however small it is.
 int64_t excess(picoquic_cnx_t * cnx) {
     int64_t n = 0;
     for (auto & stream : cnx->tls_stream) {
         n += stream.stream_data_tree.size;
     }
-    for (auto * stream = picoquic_first_stream(cnx); stream != nullptr;
-         stream = picoquic_next_stream(stream)) {
+    for (auto * stream = picoquic_first_stream(cnx); stream != nullptr; stream = picoquic_next_stream(stream)) {
         auto missing = static_cast<int64_t>(stream->fin_offset - stream->consumed_offset);
         n += stream->stream_data_tree.size - missing / honest_piece;
     }
     return n;
 }
 
-// picoquic does not pad what it repeats of an Initial packet, although a client of it drops a short one that
-// asks for an acknowledgement (RFC 9000 section 14.1): one lost datagram and the handshake never ends. How
-// many bytes have been added.
+// picoquic does not pad what it repeats of an Initial packet, although a client of it drops a short one that asks for
+// an acknowledgement (RFC 9000 section 14.1): one lost datagram and the handshake never ends. How many bytes have been
+// added.
 size_t padding(picoquic_cnx_t * cnx, std::span<uint8_t> datagram, size_t length) {
     bool initial = (datagram[0] & 0xf0) == 0xc0; // RFC 9000 section 17.2.2
     if (cnx == nullptr || !initial || length >= PICOQUIC_ENFORCED_INITIAL_MTU) {
@@ -147,10 +146,9 @@ bool Engine::receive() {
             auto bytes = each.bytes;
             while (!bytes.empty()) {
                 size_t n = std::min(bytes.size(), each.segment_size);
-                picoquic_incoming_packet_ex(quic_.get(), bytes.data(), n,
-                                            reinterpret_cast<sockaddr *>(&each.peer),
-                                            reinterpret_cast<sockaddr *>(&each.local),
-                                            static_cast<int>(each.interface), 0, &cnx, now_us_);
+                picoquic_incoming_packet_ex(quic_.get(), bytes.data(), n, reinterpret_cast<sockaddr *>(&each.peer),
+                                            reinterpret_cast<sockaddr *>(&each.local), static_cast<int>(each.interface),
+                                            0, &cnx, now_us_);
                 bytes = bytes.subspan(n);
             }
             deliver();
@@ -165,15 +163,14 @@ bool Engine::receive() {
     return true;
 }
 
-// When all together is too much, who makes us hold most for least goes; when it is far too much, also one of
-// those whose windows allow it.
+// When all together is too much, who makes us hold most for least goes; when it is far too much, also one of those
+// whose windows allow it.
 void Engine::shed() {
     auto waiting = [this] { return quic_->nb_data_nodes_allocated - quic_->nb_data_nodes_in_pool; };
     while (waiting() > max_waiting) {
         picoquic_cnx_t * worst = nullptr;
         int64_t most = waiting() > 4 * max_waiting ? INT64_MIN : 0;
-        for (auto * cnx = picoquic_get_first_cnx(quic_.get()); cnx != nullptr;
-             cnx = picoquic_get_next_cnx(cnx)) {
+        for (auto * cnx = picoquic_get_first_cnx(quic_.get()); cnx != nullptr; cnx = picoquic_get_next_cnx(cnx)) {
             if (int64_t n = excess(cnx); n > most) {
                 most = n;
                 worst = cnx;
@@ -199,16 +196,15 @@ bool Engine::send() {
             int interface = 0;
             picoquic_cnx_t * cnx = nullptr;
             advance();
-            int result = picoquic_prepare_next_packet_ex(quic_.get(), now_us_, space.data(), space.size(),
-                                                         &length, &next.peer, &next.local, &interface,
-                                                         nullptr, &cnx, &next.segment_size);
+            int result =
+                picoquic_prepare_next_packet_ex(quic_.get(), now_us_, space.data(), space.size(), &length, &next.peer,
+                                                &next.local, &interface, nullptr, &cnx, &next.segment_size);
             if (result != 0 || length == 0) {
                 break;
             }
             if (cnx != nullptr) {
-                // picoquic's short cut for the later packets of a batch forgets the loss timer when the last
-                // one is full (sender.c, picoquic_prepare_packet_ready_fast): so it is asked once more, from
-                // the beginning.
+                // picoquic's short cut for the later packets of a batch forgets the loss timer when the last one is
+                // full (sender.c, picoquic_prepare_packet_ready_fast): so it is asked once more, from the beginning.
                 picoquic_reinsert_by_wake_time(quic_.get(), cnx, now_us_);
             }
             length += padding(cnx, space, length);
@@ -267,8 +263,7 @@ void Engine::serve_splices() {
     for (size_t i = 0; i < spliced_.size(); ++i) {
         Stream & stream = *spliced_[i];
         Splice & splice = *stream.splice;
-        short happened =
-            i + 2 < polled_.size() && polled_[i + 2].fd == splice.fd() ? polled_[i + 2].revents : 0;
+        short happened = i + 2 < polled_.size() && polled_[i + 2].fd == splice.fd() ? polled_[i + 2].revents : 0;
         if ((happened & ~POLLIN) != 0) {
             flush(stream);
         }

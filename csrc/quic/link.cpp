@@ -79,8 +79,8 @@ int Link::called(uint64_t stream_id, uint8_t * bytes, size_t length, picoquic_ca
         return stream == nullptr ? -1 : provide(*stream, bytes, length);
     case picoquic_callback_stream_reset:
         if (auto * it = picoquic_find_stream(cnx_, stream_id)) {
-            // What never came counts as come (RFC 9000 section 4.5). picoquic does not count it, and the
-            // windows of the connection, of bytes and of streams, would close bit by bit.
+            // What never came counts as come (RFC 9000 section 4.5). picoquic does not count it, and the windows of the
+            // connection, of bytes and of streams, would close bit by bit.
             cnx_->data_received += it->fin_offset - it->consumed_offset;
             it->consumed_offset = it->fin_offset;
             it->is_discarded = 1; // nothing that a peer sends behind its reset begins the stream anew
@@ -122,8 +122,7 @@ std::string Link::why_closed(picoquic_call_back_event_t event) const {
         return "no answer";
     }
     char text[64];
-    std::snprintf(text, sizeof(text), "the connection ended (code %#llx)",
-                  static_cast<unsigned long long>(code));
+    std::snprintf(text, sizeof(text), "the connection ended (code %#llx)", static_cast<unsigned long long>(code));
     return text;
 }
 
@@ -135,8 +134,8 @@ void Link::datagrams_received(size_t n_bytes) {
     bytes_received += n_bytes;
     rtt_us = picoquic_get_rtt(cnx_);
     if (!cnx_->is_ack_frequency_negotiated) {
-        // A peer that cannot say how often it wants to hear (aioquic, quic-go). picoquic then waits up to 10
-        // ms, by the rate of its own sending, and a sender whose window is small waits with it.
+        // A peer that cannot say how often it wants to hear (aioquic, quic-go). picoquic then waits up to 10 ms, by the
+        // rate of its own sending, and a sender whose window is small waits with it.
         cnx_->ack_delay_remote = std::min<uint64_t>(cnx_->ack_delay_remote, PICOQUIC_ACK_DELAY_MIN);
     }
 }
@@ -236,8 +235,7 @@ int Link::provide(Stream & stream, void * context, size_t space) {
         bool rest = waiting > n;
         bool end = stream.finished && !rest;
         stream.pending = rest;
-        uint8_t * out =
-            picoquic_provide_stream_data_buffer(context, n, end, rest || stream.splice.has_value());
+        uint8_t * out = picoquic_provide_stream_data_buffer(context, n, end, rest || stream.splice.has_value());
         if (out == nullptr) {
             return -1;
         }
@@ -279,8 +277,8 @@ void Link::drop(Stream & stream, const std::string & reason) {
     forget(stream);
 }
 
-// picoquic_discard_stream would not tell of the peer's reset, of which the windows must know, and would ask
-// to stop a stream of ours that the peer does not yet allow, which ends the connection.
+// picoquic_discard_stream would not tell of the peer's reset, of which the windows must know, and would ask to stop a
+// stream of ours that the peer does not yet allow, which ends the connection.
 void Link::discard(uint64_t stream_id) {
     bool ours = PICOQUIC_IS_CLIENT_STREAM_ID(stream_id) == dialled_;
     if (!ours || stream_id / 4 < cnx_->max_streams_bidir_remote) {

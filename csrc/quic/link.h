@@ -1,5 +1,5 @@
-// One QUIC connection and its streams, as picoquic's callbacks drive them. The I/O thread's, but for what is
-// said to be shared.
+// One QUIC connection and its streams, as picoquic's callbacks drive them. The I/O thread's, but for what is said to be
+// shared.
 #pragma once
 
 #include "quic/stream.h"
@@ -70,14 +70,13 @@ class Link {
     const uint64_t handle;
     std::atomic<uint64_t> rtt_us = 0, bytes_sent = 0, bytes_received = 0; // shared
     std::atomic<uint32_t> n_streams = 0;                                  // shared
-    std::string peer_address; // set once, before the link is shared
+    std::string peer_address;                                             // set once, before the link is shared
 
     picoquic_cnx_t * cnx() const { return cnx_; }
     bool dialled() const { return dialled_; }
     bool closed() const { return closed_; }
 
-    int called(uint64_t stream_id, uint8_t * bytes, size_t length, picoquic_call_back_event_t event,
-               Stream * stream);
+    int called(uint64_t stream_id, uint8_t * bytes, size_t length, picoquic_call_back_event_t event, Stream * stream);
     void key_proved(const PublicKey & key);
     void datagrams_received(size_t n_bytes); // which picoquic has read
 

@@ -1,9 +1,8 @@
 // One QUIC stream: bytes between the packets and either a reader in Python or a file descriptor.
 //
-// Received bytes are held until the reader takes them, and only what it takes opens the flow-control window
-// again (RFC 9000 section 4): a slow reader costs its own window and delays no other stream. A spliced stream
-// has no reader: its bytes go from the decrypted packets to the descriptor, and from the descriptor into the
-// packet that is being built.
+// Received bytes are held until the reader takes them, and only what it takes opens the flow-control window again (RFC
+// 9000 section 4): a slow reader costs its own window and delays no other stream. A spliced stream has no reader: its
+// bytes go from the decrypted packets to the descriptor, and from the descriptor into the packet that is being built.
 #pragma once
 
 #include "channel/stream.h"
@@ -55,8 +54,8 @@ class Window {
 
 /// The descriptor's side of a spliced stream. The I/O thread's alone.
 ///
-/// Bytes go to and from it in runs of many packets' worth. One copy within the process costs less than a
-/// system call for each packet: 1.1 against 2.1 ms of CPU per MB and side (docs/performance.md).
+/// Bytes go to and from it in runs of many packets' worth. One copy within the process costs less than a system call
+/// for each packet: 1.1 against 2.1 ms of CPU per MB and side (docs/performance.md).
 class Splice {
   public:
     explicit Splice(int fd) : fd_(fd), ahead_(read_ahead) {}

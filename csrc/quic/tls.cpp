@@ -55,8 +55,8 @@ int verify_signature(void * context, uint16_t algorithm, ptls_iovec_t data, ptls
 
 Key key_of(ptls_iovec_t certificate) {
     const uint8_t * at = certificate.base;
-    std::unique_ptr<X509, decltype(&X509_free)> parsed(
-        d2i_X509(nullptr, &at, static_cast<long>(certificate.len)), X509_free);
+    std::unique_ptr<X509, decltype(&X509_free)> parsed(d2i_X509(nullptr, &at, static_cast<long>(certificate.len)),
+                                                       X509_free);
     return {parsed ? X509_get_pubkey(parsed.get()) : nullptr, EVP_PKEY_free};
 }
 

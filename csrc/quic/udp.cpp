@@ -201,8 +201,7 @@ std::span<Datagrams> UdpSocket::receive() {
     }
 #ifdef __linux__
     int result = recvmmsg(fd_.get(), messages, n_wanted, MSG_DONTWAIT, nullptr);
-    count = result > 0 ? static_cast<size_t>(result)
-                       : 0; // an ICMP error of an earlier datagram counts as nothing
+    count = result > 0 ? static_cast<size_t>(result) : 0; // an ICMP error of an earlier datagram counts as nothing
 #else
     ssize_t result = recvmsg(fd_.get(), &messages[0].msg_hdr, MSG_DONTWAIT);
     if (result >= 0) {

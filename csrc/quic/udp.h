@@ -1,5 +1,5 @@
-// One UDP socket for all links of a node: batches of datagrams in and out, with segmentation offload where
-// the kernel has it (Linux: UDP_SEGMENT, UDP_GRO). Nothing of QUIC.
+// One UDP socket for all links of a node: batches of datagrams in and out, with segmentation offload where the kernel
+// has it (Linux: UDP_SEGMENT, UDP_GRO). Nothing of QUIC.
 #pragma once
 
 #include "channel/stream.h"
@@ -24,8 +24,8 @@ struct Datagrams {
 
 class UdpSocket {
   public:
-    /// Bound to `port` of all addresses of both families, or of IPv4 alone on a machine without IPv6; 0 for
-    /// any port. Throws std::system_error.
+    /// Bound to `port` of all addresses of both families, or of IPv4 alone on a machine without IPv6; 0 for any port.
+    /// Throws std::system_error.
     explicit UdpSocket(uint16_t port);
 
     int fd() const { return fd_.get(); }
@@ -42,8 +42,8 @@ class UdpSocket {
     void queue(const Datagrams & datagrams); // `bytes` begin where space() did
     bool nothing_queued() const { return queued_.empty(); }
 
-    /// False when the kernel takes no more now: to be called again when the socket is writable, if it is
-    /// full(), else a little later. What cannot be sent at all is lost, as the network would lose it.
+    /// False when the kernel takes no more now: to be called again when the socket is writable, if it is full(), else a
+    /// little later. What cannot be sent at all is lost, as the network would lose it.
     bool send();
     bool full() const { return full_; }
 

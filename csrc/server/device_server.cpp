@@ -82,10 +82,9 @@ std::vector<wire::DeviceInfo> list_devices() {
 
 DeviceServer::DeviceServer(Options options) : options_(std::move(options)) {
     if (!options_.allow_remote && !channel::is_local(options_.listen)) {
-        throw std::runtime_error(
-            "refusing to listen on " + options_.listen +
-            ": this channel has no encryption; use a loopback address, or say --allow-remote "
-            "on a network you trust");
+        throw std::runtime_error("refusing to listen on " + options_.listen +
+                                 ": this channel has no encryption; use a loopback address, or say --allow-remote "
+                                 "on a network you trust");
     }
     set_models(options_.models);
     const int threads = options_.threads > 0 ? options_.threads : compute::default_threads();
@@ -105,8 +104,7 @@ DeviceServer::DeviceServer(Options options) : options_(std::move(options)) {
             return ours && !folder.empty() ? std::optional(folder + "/" + name) : std::nullopt;
         }
         try {
-            return options_.allow_remote || channel::is_local(address) ? std::optional(address)
-                                                                       : std::nullopt;
+            return options_.allow_remote || channel::is_local(address) ? std::optional(address) : std::nullopt;
         } catch (const channel::TransportError &) {
             return std::nullopt;
         }

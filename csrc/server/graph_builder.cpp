@@ -109,8 +109,7 @@ void place(ggml_tensor * t, const wire::TensorDesc & d, uint32_t device, const B
         d.offset % element_alignment(t->type) != 0) {
         throw ProtocolError("the tensor '" + d.name + "' lies outside its buffer");
     }
-    if (t->view_src != nullptr &&
-        t->view_src->buffer != entry.buffer) { // ggml reaches a view's memory through it
+    if (t->view_src != nullptr && t->view_src->buffer != entry.buffer) { // ggml reaches a view's memory through it
         throw ProtocolError("the view '" + d.name + "' lies in another buffer than what it views");
     }
     t->buffer = entry.buffer;

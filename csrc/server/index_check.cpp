@@ -17,8 +17,8 @@ bool is_index(Tensor t) {
 
 /// Whether the node only names memory that another one has.
 bool only_view(Tensor t) {
-    return t->op == GGML_OP_NONE || t->op == GGML_OP_VIEW || t->op == GGML_OP_RESHAPE ||
-           t->op == GGML_OP_PERMUTE || t->op == GGML_OP_TRANSPOSE;
+    return t->op == GGML_OP_NONE || t->op == GGML_OP_VIEW || t->op == GGML_OP_RESHAPE || t->op == GGML_OP_PERMUTE ||
+           t->op == GGML_OP_TRANSPOSE;
 }
 
 struct Memory {
@@ -74,8 +74,7 @@ class IndexTracer {
             base = base->src[0];
         }
         const auto found = position_.find(base);
-        const int maker =
-            found != position_.end() && !only_view(base) && found->second < user ? found->second : -1;
+        const int maker = found != position_.end() && !only_view(base) && found->second < user ? found->second : -1;
         for (int i = maker + 1; i < user; i++) {
             Tensor t = ggml_graph_node(graph_, i);
             need(only_view(t) || ggml_is_empty(t) || !memory_of(t).overlaps(memory_of(ids)),
@@ -122,8 +121,7 @@ bool all_below(Tensor ids, const std::vector<uint8_t> & bytes, int64_t limit) {
                 for (int64_t i0 = 0; i0 < ids->ne[0]; i0++) {
                     T value;
                     std::memcpy(&value,
-                                bytes.data() + i0 * ids->nb[0] + i1 * ids->nb[1] + i2 * ids->nb[2] +
-                                    i3 * ids->nb[3],
+                                bytes.data() + i0 * ids->nb[0] + i1 * ids->nb[1] + i2 * ids->nb[2] + i3 * ids->nb[3],
                                 sizeof(T));
                     if (value < 0 || value >= limit) {
                         return false;

@@ -82,8 +82,7 @@ Models::Source Models::find(const wire::SetTensorGguf & request) const {
         throw ProtocolError("the model has no tensor of the name that is asked for");
     }
     if (info->type != request.type || info->ne != request.ne) {
-        throw ProtocolError("the tensor '" + info->name +
-                            "' has another type or shape in this server's file");
+        throw ProtocolError("the tensor '" + info->name + "' has another type or shape in this server's file");
     }
     if (request.data_offset > info->size || request.range.size > info->size - request.data_offset) {
         throw ProtocolError("the tensor '" + info->name + "' is shorter than the range that is asked for");

@@ -21,8 +21,7 @@ struct ModelFiles {
 /// The models whose files this machine has. Sessions ask while it is replaced.
 class Models {
   public:
-    /// These and no others from now on. Throws gguf::GgufError when a file is missing or broken; then nothing
-    /// changes.
+    /// These and no others from now on. Throws gguf::GgufError when a file is missing or broken; then nothing changes.
     void replace(const std::vector<ModelFiles> & models);
     std::vector<wire::Fingerprint> fingerprints() const;
 

@@ -30,8 +30,7 @@ bool dense_rows(Tensor t) {
 bool dense(Tensor t) {
     return ggml_is_contiguous(t) && dense_rows(t);
 }
-/// Also in dimensions of one element, whose strides ggml_is_contiguous does not look at but some kernels
-/// assert.
+/// Also in dimensions of one element, whose strides ggml_is_contiguous does not look at but some kernels assert.
 bool plain(Tensor t) {
     return dense(t) && t->nb[0] <= t->nb[1] && t->nb[1] <= t->nb[2] && t->nb[2] <= t->nb[3];
 }
@@ -71,8 +70,7 @@ void binary(Tensor t) {
     Tensor a = source(t, 0), b = source(t, 1);
     need(ggml_are_same_shape(a, t) && ggml_can_repeat(b, a), "the shapes do not fit");
     need(dense_rows(t) && dense_rows(a), "rows are not contiguous");
-    const bool same =
-        a->type == b->type && b->type == t->type && is(t, {GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16});
+    const bool same = a->type == b->type && b->type == t->type && is(t, {GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16});
     const bool mixed = is(a, {GGML_TYPE_F16, GGML_TYPE_BF16}) && b->type == GGML_TYPE_F32 &&
                        (t->type == a->type || t->type == GGML_TYPE_F32);
     need(same || mixed, "the types do not fit");
@@ -80,11 +78,10 @@ void binary(Tensor t) {
 
 void add_id(Tensor t) {
     Tensor a = source(t, 0), b = source(t, 1), ids = source(t, 2);
-    need(is(t, {GGML_TYPE_F32}) && is(a, {GGML_TYPE_F32}) && is(b, {GGML_TYPE_F32}) &&
-             is(ids, {GGML_TYPE_I32}),
+    need(is(t, {GGML_TYPE_F32}) && is(a, {GGML_TYPE_F32}) && is(b, {GGML_TYPE_F32}) && is(ids, {GGML_TYPE_I32}),
          "the types do not fit");
-    need(ggml_are_same_shape(a, t) && a->ne[0] == b->ne[0] && a->ne[1] == ids->ne[0] &&
-             a->ne[2] == ids->ne[1] && a->ne[3] == 1,
+    need(ggml_are_same_shape(a, t) && a->ne[0] == b->ne[0] && a->ne[1] == ids->ne[0] && a->ne[2] == ids->ne[1] &&
+             a->ne[3] == 1,
          "the shapes do not fit");
     need(dense_rows(t) && dense_rows(a) && dense_rows(b) && dense_rows(ids), "rows are not contiguous");
 }
@@ -131,14 +128,12 @@ void reduce_rows(Tensor t) {
     Tensor a = source(t, 0);
     need(t->ne[0] == 1 && a->ne[1] == t->ne[1] && a->ne[2] == t->ne[2] && a->ne[3] == t->ne[3],
          "the shapes do not fit");
-    need(is(a, {GGML_TYPE_F32}) && is(t, {GGML_TYPE_F32}) && dense_rows(a) && dense_rows(t),
-         "the types do not fit");
+    need(is(a, {GGML_TYPE_F32}) && is(t, {GGML_TYPE_F32}) && dense_rows(a) && dense_rows(t), "the types do not fit");
 }
 
 void sum(Tensor t) {
     Tensor a = source(t, 0);
-    need(ggml_nelements(t) == 1 && is(a, {GGML_TYPE_F32}) && is(t, {GGML_TYPE_F32}) && dense_rows(a) &&
-             dense_rows(t),
+    need(ggml_nelements(t) == 1 && is(a, {GGML_TYPE_F32}) && is(t, {GGML_TYPE_F32}) && dense_rows(a) && dense_rows(t),
          "the shapes or types do not fit");
 }
 
@@ -152,8 +147,7 @@ void cumsum(Tensor t) {
 void argmax(Tensor t) {
     Tensor a = source(t, 0);
     need(is(a, {GGML_TYPE_F32}) && is(t, {GGML_TYPE_I32}) && dense(a) && dense(t), "the types do not fit");
-    need(t->ne[0] == a->ne[1] && ggml_nelements(t) == t->ne[0] && a->ne[2] == 1 && a->ne[3] == 1 &&
-             a->ne[0] > 0,
+    need(t->ne[0] == a->ne[1] && ggml_nelements(t) == t->ne[0] && a->ne[2] == 1 && a->ne[3] == 1 && a->ne[0] > 0,
          "the shapes do not fit");
 }
 
@@ -195,19 +189,15 @@ void copy(Tensor t) {
     if (is(a, floats)) { // to a quantised type
         need(ggml_is_quantized(t->type) && ggml_get_type_traits_cpu(t->type)->from_float != nullptr,
              "the types do not fit");
-        need(ggml_is_contiguous(t) && dense_rows(t) && dense_rows(a) &&
-                 divides(ggml_blck_size(t->type), a->ne[0]),
+        need(ggml_is_contiguous(t) && dense_rows(t) && dense_rows(a) && divides(ggml_blck_size(t->type), a->ne[0]),
              "the tensors are not contiguous");
         return;
     }
-    need(ggml_is_quantized(a->type) && is(t, {GGML_TYPE_F32}) &&
-             ggml_get_type_traits(a->type)->to_float != nullptr,
+    need(ggml_is_quantized(a->type) && is(t, {GGML_TYPE_F32}) && ggml_get_type_traits(a->type)->to_float != nullptr,
          "the types do not fit");
     // ggml dequantises by the shape of src[1] where a copy has one
-    need(ggml_is_contiguous(a) && dense(t) && ggml_nelements(t) < UINT32_MAX,
-         "the tensors are not contiguous");
-    need(t->src[1] == nullptr ||
-             (ggml_are_same_shape(t->src[1], t) && dense(t->src[1]) && t->src[1]->type == t->type),
+    need(ggml_is_contiguous(a) && dense(t) && ggml_nelements(t) < UINT32_MAX, "the tensors are not contiguous");
+    need(t->src[1] == nullptr || (ggml_are_same_shape(t->src[1], t) && dense(t->src[1]) && t->src[1]->type == t->type),
          "the target does not fit");
     need(t->op == GGML_OP_CPY, "only CPY dequantises");
     need(t->src[1] != nullptr, "the target is missing");
@@ -215,8 +205,7 @@ void copy(Tensor t) {
 
 bool has_dot(ggml_type type) {
     const ggml_type_traits_cpu * traits = ggml_get_type_traits_cpu(type);
-    return traits->vec_dot != nullptr &&
-           ggml_get_type_traits_cpu(traits->vec_dot_type)->from_float != nullptr;
+    return traits->vec_dot != nullptr && ggml_get_type_traits_cpu(traits->vec_dot_type)->from_float != nullptr;
 }
 
 void mul_mat(Tensor t) {
@@ -229,9 +218,8 @@ void mul_mat(Tensor t) {
          "the types do not fit");
     need(dense_rows(a) && dense_rows(b) && plain(t), "rows are not contiguous");
     if (t->op_params[1] != 0) { // a Hadamard rotation instead of a product
-        need(t->op_params[1] == GGML_HINT_SRC0_IS_HADAMARD && is(a, {GGML_TYPE_F32}) &&
-                 is(b, {GGML_TYPE_F32}) && a->ne[0] == a->ne[1] && b->ne[0] > 0 &&
-                 (b->ne[0] & (b->ne[0] - 1)) == 0,
+        need(t->op_params[1] == GGML_HINT_SRC0_IS_HADAMARD && is(a, {GGML_TYPE_F32}) && is(b, {GGML_TYPE_F32}) &&
+                 a->ne[0] == a->ne[1] && b->ne[0] > 0 && (b->ne[0] & (b->ne[0] - 1)) == 0,
              "the hint does not fit");
     }
 }
@@ -263,13 +251,11 @@ void get_rows(Tensor t) {
 
 void set_rows(Tensor t) {
     Tensor b = source(t, 0), ids = source(t, 1);
-    need(is(ids, {GGML_TYPE_I32, GGML_TYPE_I64}) && ids->ne[3] == 1 && dense_rows(ids),
-         "the indices do not fit");
+    need(is(ids, {GGML_TYPE_I32, GGML_TYPE_I64}) && ids->ne[3] == 1 && dense_rows(ids), "the indices do not fit");
     need(t->ne[0] == b->ne[0] && t->ne[2] == b->ne[2] && t->ne[3] == b->ne[3] && b->ne[1] == ids->ne[0] &&
              divides(ids->ne[1], b->ne[2]) && divides(ids->ne[2], b->ne[3]),
          "the shapes do not fit");
-    need(is(b, {GGML_TYPE_F32}) || (is(b, {GGML_TYPE_F16}) && is(t, {GGML_TYPE_F16})),
-         "the types do not fit");
+    need(is(b, {GGML_TYPE_F32}) || (is(b, {GGML_TYPE_F16}) && is(t, {GGML_TYPE_F16})), "the types do not fit");
     need(ggml_get_type_traits_cpu(t->type)->from_float != nullptr, "the types do not fit");
     need(dense_rows(b) && dense_rows(t), "rows are not contiguous");
 }
@@ -281,8 +267,7 @@ void diag_mask(Tensor t) {
 
 void soft_max(Tensor t) {
     Tensor a = source(t, 0), mask = t->src[1], sinks = t->src[2];
-    need(ggml_are_same_shape(a, t) && is(a, {GGML_TYPE_F32}) && is(t, {GGML_TYPE_F32}) && dense(a) &&
-             dense(t),
+    need(ggml_are_same_shape(a, t) && is(a, {GGML_TYPE_F32}) && is(t, {GGML_TYPE_F32}) && dense(a) && dense(t),
          "the shapes or types do not fit");
     if (mask != nullptr) {
         need(is(source(t, 1), {GGML_TYPE_F32, GGML_TYPE_F16}), "the types do not fit");
@@ -290,16 +275,13 @@ void soft_max(Tensor t) {
     }
     need(mask != nullptr || !(param_f32(t, 1) > 0.0f), "a bias without a mask");
     if (sinks != nullptr) {
-        need(is(source(t, 2), {GGML_TYPE_F32}) && dense(sinks) && sinks->ne[0] == a->ne[2],
-             "the sinks do not fit");
+        need(is(source(t, 2), {GGML_TYPE_F32}) && dense(sinks) && sinks->ne[0] == a->ne[2], "the sinks do not fit");
     }
 }
 
-// The kernel fills its cache of angles for whole rows and so reads ne[0] / 2 factors, also where only n_dims
-// are used.
+// The kernel fills its cache of angles for whole rows and so reads ne[0] / 2 factors, also where only n_dims are used.
 void need_factors(Tensor factors, int n_dims, int64_t ne0) {
-    need(is(factors, {GGML_TYPE_F32}) && dense(factors) && factors->ne[0] >= n_dims / 2,
-         "the factors do not fit");
+    need(is(factors, {GGML_TYPE_F32}) && dense(factors) && factors->ne[0] >= n_dims / 2, "the factors do not fit");
     if (factors->ne[0] < ne0 / 2 && factors->data != nullptr && factors->buffer != nullptr) {
         const auto * base = static_cast<const uint8_t *>(ggml_backend_buffer_get_base(factors->buffer));
         const auto * end = base + ggml_backend_buffer_get_size(factors->buffer);
@@ -312,14 +294,14 @@ void rope(Tensor t) {
     Tensor a = source(t, 0), pos = source(t, 1);
     const int n_dims = t->op_params[1], mode = t->op_params[2], offset = t->op_params[15];
     const int * sections = t->op_params + 11;
-    need(ggml_are_same_shape(a, t) && a->type == t->type && is(t, {GGML_TYPE_F32, GGML_TYPE_F16}) &&
-             dense_rows(a) && dense_rows(t),
+    need(ggml_are_same_shape(a, t) && a->type == t->type && is(t, {GGML_TYPE_F32, GGML_TYPE_F16}) && dense_rows(a) &&
+             dense_rows(t),
          "the shapes or types do not fit");
-    const auto modes = {GGML_ROPE_TYPE_NORMAL, GGML_ROPE_TYPE_NEOX, GGML_ROPE_TYPE_MROPE,
-                        GGML_ROPE_TYPE_VISION, GGML_ROPE_TYPE_IMROPE};
+    const auto modes = {GGML_ROPE_TYPE_NORMAL, GGML_ROPE_TYPE_NEOX, GGML_ROPE_TYPE_MROPE, GGML_ROPE_TYPE_VISION,
+                        GGML_ROPE_TYPE_IMROPE};
     need(std::find(modes.begin(), modes.end(), mode) != modes.end(), "the mode does not exist");
-    need(n_dims > 0 && n_dims % 2 == 0 && offset >= 0 && offset % 2 == 0 &&
-             int64_t(offset) + n_dims <= a->ne[0] && a->ne[0] % 2 == 0,
+    need(n_dims > 0 && n_dims % 2 == 0 && offset >= 0 && offset % 2 == 0 && int64_t(offset) + n_dims <= a->ne[0] &&
+             a->ne[0] % 2 == 0,
          "the rotated part does not fit");
     const bool multi = (mode & GGML_ROPE_TYPE_MROPE) != 0;
     if (multi) {
@@ -328,8 +310,7 @@ void rope(Tensor t) {
             need(sections[i] >= 0, "the sections do not fit");
             total += sections[i];
         }
-        need(total > 0 && total <= a->ne[0] && sections[0] + sections[1] + sections[2] > 0,
-             "the sections do not fit");
+        need(total > 0 && total <= a->ne[0] && sections[0] + sections[1] + sections[2] > 0, "the sections do not fit");
         // the kernels divide by the first two sections together in vision mode
         need(mode != GGML_ROPE_TYPE_VISION ||
                  (n_dims == a->ne[0] / 2 && offset == 0 && sections[0] > 0 && sections[1] > 0),
@@ -345,10 +326,9 @@ void rope(Tensor t) {
 void flash_attn(Tensor t) {
     Tensor q = source(t, 0), k = source(t, 1), v = source(t, 2), mask = t->src[3], sinks = t->src[4];
     need(is(q, {GGML_TYPE_F32}) && is(t, {GGML_TYPE_F32}) && has_dot(k->type), "the types do not fit");
-    need(is(v, {GGML_TYPE_F32}) || ggml_get_type_traits(v->type)->to_float != nullptr,
-         "the types do not fit");
-    need(q->ne[0] == k->ne[0] && k->ne[1] == v->ne[1] && divides(k->ne[2], q->ne[2]) &&
-             divides(v->ne[2], q->ne[2]) && q->ne[3] == k->ne[3] && q->ne[3] == v->ne[3],
+    need(is(v, {GGML_TYPE_F32}) || ggml_get_type_traits(v->type)->to_float != nullptr, "the types do not fit");
+    need(q->ne[0] == k->ne[0] && k->ne[1] == v->ne[1] && divides(k->ne[2], q->ne[2]) && divides(v->ne[2], q->ne[2]) &&
+             q->ne[3] == k->ne[3] && q->ne[3] == v->ne[3],
          "the shapes do not fit");
     need(t->ne[0] == v->ne[0] && t->ne[1] == q->ne[2] && t->ne[2] == q->ne[1] && t->ne[3] == q->ne[3],
          "the shapes do not fit");
@@ -358,18 +338,15 @@ void flash_attn(Tensor t) {
         need_mask(mask, k->ne[1], q->ne[1], q->ne[2], q->ne[3]);
     }
     need(mask != nullptr || !(param_f32(t, 1) > 0.0f), "a bias without a mask");
-    need(t->op_params[3] == GGML_PREC_DEFAULT || t->op_params[3] == GGML_PREC_F32,
-         "the precision does not exist");
+    need(t->op_params[3] == GGML_PREC_DEFAULT || t->op_params[3] == GGML_PREC_F32, "the precision does not exist");
     if (sinks != nullptr) {
-        need(is(source(t, 4), {GGML_TYPE_F32}) && dense(sinks) && sinks->ne[0] == q->ne[2],
-             "the sinks do not fit");
+        need(is(source(t, 4), {GGML_TYPE_F32}) && dense(sinks) && sinks->ne[0] == q->ne[2], "the sinks do not fit");
     }
 }
 
 void pad(Tensor t) {
     Tensor a = source(t, 0);
-    need(is(a, {GGML_TYPE_F32}) && is(t, {GGML_TYPE_F32}) && dense_rows(a) && dense(t),
-         "the types do not fit");
+    need(is(a, {GGML_TYPE_F32}) && is(t, {GGML_TYPE_F32}) && dense_rows(a) && dense(t), "the types do not fit");
     for (int i = 0; i < GGML_MAX_DIMS; i++) {
         const int64_t before = t->op_params[2 * i], after = t->op_params[2 * i + 1];
         need(before >= 0 && after >= 0 && t->ne[i] == a->ne[i] + before + after, "the shapes do not fit");
@@ -378,18 +355,15 @@ void pad(Tensor t) {
 
 void argsort(Tensor t) {
     Tensor a = source(t, 0);
-    need(ggml_are_same_shape(a, t) && is(a, {GGML_TYPE_F32}) && is(t, {GGML_TYPE_I32}) && dense(a) &&
-             dense(t),
+    need(ggml_are_same_shape(a, t) && is(a, {GGML_TYPE_F32}) && is(t, {GGML_TYPE_I32}) && dense(a) && dense(t),
          "the shapes or types do not fit");
-    need(t->op_params[0] == GGML_SORT_ORDER_ASC || t->op_params[0] == GGML_SORT_ORDER_DESC,
-         "the order does not exist");
+    need(t->op_params[0] == GGML_SORT_ORDER_ASC || t->op_params[0] == GGML_SORT_ORDER_DESC, "the order does not exist");
 }
 
 void top_k(Tensor t) {
     Tensor a = source(t, 0);
     need(is(a, {GGML_TYPE_F32}) && is(t, {GGML_TYPE_I32}) && dense(a) && dense(t), "the types do not fit");
-    need(t->ne[0] > 0 && t->ne[0] <= a->ne[0] && t->ne[1] == a->ne[1] && t->ne[2] == a->ne[2] &&
-             t->ne[3] == a->ne[3],
+    need(t->ne[0] > 0 && t->ne[0] <= a->ne[0] && t->ne[1] == a->ne[1] && t->ne[2] == a->ne[2] && t->ne[3] == a->ne[3],
          "the shapes do not fit");
 }
 

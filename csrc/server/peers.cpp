@@ -19,8 +19,7 @@ constexpr std::chrono::seconds linger(2);
 bool Mailbox::put(uint64_t transfer, wire::Bytes data) {
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [&] {
-        const bool room =
-            bytes_ + data.size() <= max_waiting_bytes && arrived_.size() < max_waiting_transfers;
+        const bool room = bytes_ + data.size() <= max_waiting_bytes && arrived_.size() < max_waiting_transfers;
         return closed_ || room || (waiting_ && awaited_ == transfer);
     });
     if (closed_) {
@@ -85,8 +84,7 @@ PeerLink::~PeerLink() {
         std::unique_lock lock(mutex_);
         stopping_ = true;
         changed_.notify_all();
-        changed_.wait_for(lock, linger,
-                          [this] { return !failure_.empty() || (queue_.empty() && queued_bytes_ == 0); });
+        changed_.wait_for(lock, linger, [this] { return !failure_.empty() || (queue_.empty() && queued_bytes_ == 0); });
     }
     stream_.shutdown();
     if (thread_.joinable()) {
@@ -104,8 +102,7 @@ void PeerLink::fail(const std::string & why) {
 
 void PeerLink::enqueue(Item item, bool wait_for_room) {
     std::unique_lock lock(mutex_);
-    changed_.wait(lock,
-                  [&] { return !wait_for_room || !failure_.empty() || queued_bytes_ < max_waiting_bytes; });
+    changed_.wait(lock, [&] { return !wait_for_room || !failure_.empty() || queued_bytes_ < max_waiting_bytes; });
     if (!failure_.empty() && wait_for_room) {
         throw channel::TransportError("the way to the next stage is lost: " + failure_);
     }

@@ -17,12 +17,11 @@ namespace meshllm::server {
 /// Tensors that other stages pushed to one session, until its command stream asks for them by transfer id.
 class Mailbox {
   public:
-    /// Waits while the box is full, unless `transfer` is the one being waited for. False once the session has
-    /// ended.
+    /// Waits while the box is full, unless `transfer` is the one being waited for. False once the session has ended.
     bool put(uint64_t transfer, wire::Bytes data);
 
-    /// Waits for `transfer`; throws std::runtime_error after fail(). `alive` is asked now and then and throws
-    /// to give up.
+    /// Waits for `transfer`; throws std::runtime_error after fail(). `alive` is asked now and then and throws to give
+    /// up.
     wire::Bytes take(uint64_t transfer, const std::function<void()> & alive);
 
     /// The stage that pushes is gone: takes throw `why` from now on.
@@ -39,8 +38,8 @@ class Mailbox {
     std::string failure_;
 };
 
-/// A connection to another stage over which one session pushes. A thread of its own writes, so that the
-/// device can go on.
+/// A connection to another stage over which one session pushes. A thread of its own writes, so that the device can go
+/// on.
 class PeerLink {
   public:
     /// Throws TransportError or ProtocolError in words when the peer cannot be reached or refuses the key.

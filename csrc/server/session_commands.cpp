@@ -90,8 +90,7 @@ void Session::fill(const wire::ByteRange & range, uint8_t value) {
 }
 
 void Session::copy_tensor(const wire::CopyTensor & request) {
-    const wire::TensorDesc src = wire::from_stock(request.src, buffers_),
-                           dst = wire::from_stock(request.dst, buffers_);
+    const wire::TensorDesc src = wire::from_stock(request.src, buffers_), dst = wire::from_stock(request.dst, buffers_);
     const ggml_context_ptr a = one_tensor_context(), b = one_tensor_context();
     const ggml_tensor * s = place_leaf(a.get(), src, buffers_);
     const ggml_tensor * d = place_leaf(b.get(), dst, buffers_);
@@ -141,8 +140,8 @@ uint64_t Session::alloc_size(const wire::AllocSizeRequest & request) {
 void Session::mesh_hello(const wire::MeshHello & hello) {
     if (hello.version == 0 || hello.ggml_version != ggml_version()) {
         done_ = true;
-        return reply_error("the client has ggml " + hello.ggml_version + ", this server has " +
-                           ggml_version() + ": install the same version of mesh-llm on both machines");
+        return reply_error("the client has ggml " + hello.ggml_version + ", this server has " + ggml_version() +
+                           ": install the same version of mesh-llm on both machines");
     }
     mesh_ = true;
     shared_.add_mailbox(key_, mailbox_);

@@ -111,9 +111,7 @@ class Writer {
         out_.push_back(static_cast<uint8_t>(value));
     }
 
-    void zigzag(int64_t value) {
-        varint((static_cast<uint64_t>(value) << 1) ^ static_cast<uint64_t>(value >> 63));
-    }
+    void zigzag(int64_t value) { varint((static_cast<uint64_t>(value) << 1) ^ static_cast<uint64_t>(value >> 63)); }
 
     void text(std::string_view s) {
         varint(s.size());

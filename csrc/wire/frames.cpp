@@ -125,8 +125,8 @@ bool announces_mesh(const StockHelloReply & reply) {
     return std::equal(std::begin(mesh_magic), std::end(mesh_magic), reply.caps);
 }
 
-// The magic lies in the field for RDMA capabilities. A stock client without RDMA ignores it; to a client that
-// asks with capabilities of its own (an RDMA build) the server must answer with zeros, or it would try RDMA.
+// The magic lies in the field for RDMA capabilities. A stock client without RDMA ignores it; to a client that asks with
+// capabilities of its own (an RDMA build) the server must answer with zeros, or it would try RDMA.
 StockHelloReply make_hello_reply(bool mesh) {
     StockHelloReply reply{stock_major, stock_minor, stock_patch, 0, {}};
     if (mesh) {

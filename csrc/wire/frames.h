@@ -2,8 +2,8 @@
 //
 // A request is   | command (1 byte) | size (8 bytes) | payload |
 // and a reply is                    | size (8 bytes) | payload |
-// in little-endian order. In an extended session the top bit of a reply's size marks an error: the payload is
-// then one line of text. docs/protocol.md has the table of all commands.
+// in little-endian order. In an extended session the top bit of a reply's size marks an error: the payload is then one
+// line of text. docs/protocol.md has the table of all commands.
 #pragma once
 
 #include "wire/bytes.h"
@@ -57,10 +57,9 @@ constexpr size_t header_size = 9;
 constexpr uint64_t reply_error_bit = uint64_t(1) << 63;
 
 // Limits on what a peer may make us hold. Each is far above what a real model needs.
-constexpr uint64_t max_small_payload = 64 << 10; // every command that carries no data and no graph
-constexpr uint64_t max_data_payload = uint64_t(1)
-                                      << 30;     // one tensor's data; clients send larger ones in pieces
-constexpr uint64_t max_graph_payload = 64 << 20; // 8192 nodes of stock's 296 bytes are 5 MB
+constexpr uint64_t max_small_payload = 64 << 10;         // every command that carries no data and no graph
+constexpr uint64_t max_data_payload = uint64_t(1) << 30; // one tensor's data; clients send larger ones in pieces
+constexpr uint64_t max_graph_payload = 64 << 20;         // 8192 nodes of stock's 296 bytes are 5 MB
 constexpr uint32_t max_graph_tensors = 1 << 17;
 constexpr uint32_t max_graph_slots = 64; // graphs kept for one device of one session
 constexpr uint32_t max_devices = 64;
@@ -70,8 +69,7 @@ constexpr uint64_t max_error_text = 4096;
 /// The largest payload that `command` may carry, or nothing for a command that does not exist.
 std::optional<uint64_t> max_payload(Command command);
 
-/// Whether the server answers. What goes wrong in a command without a reply is told at the next one that has
-/// one.
+/// Whether the server answers. What goes wrong in a command without a reply is told at the next one that has one.
 bool has_reply(Command command);
 
 using Key = std::array<uint8_t, 16>;         // names a session to the stages that push to it

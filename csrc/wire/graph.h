@@ -9,8 +9,7 @@ constexpr int n_dims = 4, n_srcs = 10,
               n_op_params = 16; // GGML_MAX_DIMS, GGML_MAX_SRC, GGML_MAX_OP_PARAMS / 4
 constexpr uint32_t none = UINT32_MAX;
 
-/// One tensor. `buffer` is the server's handle, 0 for a tensor without memory; `offset` counts from its
-/// start.
+/// One tensor. `buffer` is the server's handle, 0 for a tensor without memory; `offset` counts from its start.
 struct TensorDesc {
     uint32_t type = 0, op = 0;
     int32_t flags = 0;
@@ -53,8 +52,7 @@ class AddressMap {
 /// One tensor without its sources.
 TensorDesc from_stock(const StockTensor & tensor, const AddressMap & addresses);
 
-/// Payload of GRAPH_COMPUTE: | device | n_nodes | node ids | n_tensors | tensors |. Refuses cycles and
-/// unknown ids.
+/// Payload of GRAPH_COMPUTE: | device | n_nodes | node ids | n_tensors | tensors |. Refuses cycles and unknown ids.
 GraphDesc decode_stock_graph(ByteView payload, const AddressMap & addresses);
 
 /// The same payload for a stock server; ids are 1 + the index of a tensor.

@@ -1,5 +1,4 @@
-// Graphs whose shapes nearly fit: what the checks let pass is computed, so a check that is missing shows as
-// an abort.
+// Graphs whose shapes nearly fit: what the checks let pass is computed, so a check that is missing shows as an abort.
 #include "server/graph_builder.h"
 
 #include <ggml-backend-impl.h>

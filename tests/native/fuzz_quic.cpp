@@ -1,5 +1,5 @@
-// Two native engines, of which one is attacked: by raw datagrams, by any frames in packets that decrypt, and
-// by calls in any order. The first byte of an input says which.
+// Two native engines, of which one is attacked: by raw datagrams, by any frames in packets that decrypt, and by calls
+// in any order. The first byte of an input says which.
 #include "quic/engine.h"
 
 #include <arpa/inet.h>
@@ -117,8 +117,8 @@ struct Pair {
         sendto(raw, data.data(), data.size(), 0, reinterpret_cast<sockaddr *>(&to), sizeof(to));
     }
 
-    /// The attacker's own state is not to follow from frames that picoquic did not make: it would free, for
-    /// one, a connection id in use when the peer acknowledges that it was retired.
+    /// The attacker's own state is not to follow from frames that picoquic did not make: it would free, for one, a
+    /// connection id in use when the peer acknowledges that it was retired.
     void forget_frames(uint64_t first_packet) {
         auto * cnx = EngineTesting::connection(attacker, link);
         if (cnx == nullptr) {
