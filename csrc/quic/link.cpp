@@ -1,6 +1,6 @@
 #include "quic/link.h"
 
-#include "quic/engine.h"
+#include "quic/endpoint.h"
 
 #include <algorithm>
 #include <arpa/inet.h>

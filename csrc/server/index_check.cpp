@@ -1,6 +1,6 @@
 // Indices that a graph reads from memory: where they come from, and whether they are in range.
 #include "server/op_check.h"
-#include "server/refuse.h"
+#include "server/require.h"
 
 #include <ggml-backend.h>
 

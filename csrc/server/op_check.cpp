@@ -1,5 +1,5 @@
 #include "server/op_check.h"
-#include "server/refuse.h"
+#include "server/require.h"
 
 #include <ggml-backend.h>
 #include <ggml-cpu.h>

@@ -14,7 +14,7 @@ from meshllm.errors import TransportError
 
 cdef extern from *:
     """
-    #include "quic/engine.h"
+    #include "quic/endpoint.h"
     #include <algorithm>
     #include <arpa/inet.h>
     #include <system_error>
@@ -78,7 +78,7 @@ cdef extern from *:
     int event_number(const Event &)
     cbool write_bytes(EngineC &, uint64_t, const char *, size_t) except +raise_quic_error nogil
 
-cdef extern from "quic/engine.h" namespace "meshllm::quic":
+cdef extern from "quic/endpoint.h" namespace "meshllm::quic":
     cppclass Identity:
         pass
     cppclass Event:
@@ -124,7 +124,7 @@ LINKED, CLOSED, OPENED, READABLE, WRITABLE, SPLICED = range(6)
 
 
 cdef class Engine:
-    """One UDP port and the thread that serves it; see csrc/quic/engine.h.
+    """One UDP port and the thread that serves it; see csrc/quic/endpoint.h.
 
     `key` is an Ed25519 seed of 32 bytes, `certificate` the DER that carries its public key; a stream whose first byte is
     `max_kinds` or more is refused. Times in seconds. Raises OSError of the socket, TransportError.

@@ -1,6 +1,6 @@
 // Two native engines, of which one is attacked: by raw datagrams, by any frames in packets that decrypt, and by calls
 // in any order. The first byte of an input says which.
-#include "quic/engine.h"
+#include "quic/endpoint.h"
 
 #include <arpa/inet.h>
 #include <cstdlib>

@@ -6,7 +6,7 @@
 // by numbers that are never used again, so that whoever holds one may ask after it is gone.
 #pragma once
 
-#include "quic/bell.h"
+#include "channel/wakeup.h"
 #include "quic/link.h"
 #include "quic/tls.h"
 #include "quic/udp.h"

@@ -1,5 +1,5 @@
-// The engine's I/O thread: see engine.h. Everything here runs in it.
-#include "quic/engine.h"
+// The engine's I/O thread: see endpoint.h. Everything here runs in it.
+#include "quic/endpoint.h"
 
 #include <algorithm>
 #include <chrono>

@@ -1,4 +1,4 @@
-#include "quic/engine.h"
+#include "quic/endpoint.h"
 
 #include "quic/congestion.h"
 
