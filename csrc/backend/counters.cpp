@@ -1,6 +1,6 @@
 #include "backend/counters.h"
 
-#include "channel/stream.h"
+#include "channel/fd.h"
 
 #include <algorithm>
 #include <cstring>

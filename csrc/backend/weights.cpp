@@ -1,6 +1,6 @@
 #include "backend/weights.h"
 
-#include "channel/stream.h"
+#include "channel/fd.h"
 
 #include <ggml.h>
 

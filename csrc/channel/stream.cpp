@@ -156,28 +156,6 @@ Stream connect_unix(const std::string & address, const std::string & path, doubl
 
 } // namespace
 
-Fd & Fd::operator=(Fd && other) noexcept {
-    if (this != &other) {
-        if (fd_ >= 0) {
-            ::close(fd_);
-        }
-        fd_ = other.release();
-    }
-    return *this;
-}
-
-Fd::~Fd() {
-    if (fd_ >= 0) {
-        ::close(fd_);
-    }
-}
-
-int Fd::release() {
-    const int fd = fd_;
-    fd_ = -1;
-    return fd;
-}
-
 Stream Stream::connect(const std::string & address, double timeout_s) {
     if (const auto path = unix_path(address)) {
         return connect_unix(address, *path, timeout_s);
@@ -319,15 +297,6 @@ void remove_stale(const std::string & path) {
 } // namespace
 
 Listener::Listener(const std::string & address) {
-    int wake[2];
-    if (::pipe(wake) != 0) {
-        throw TransportError("cannot open a pipe: " + reason(errno));
-    }
-    wake_out_ = Fd(wake[0]);
-    wake_in_ = Fd(wake[1]);
-    for (const int fd : wake) {
-        ::fcntl(fd, F_SETFD, FD_CLOEXEC);
-    }
     if (const auto path = unix_path(address)) {
         const sockaddr_un at = unix_address(*path);
         remove_stale(*path);
@@ -351,7 +320,7 @@ Listener::~Listener() {
 
 Stream Listener::accept() {
     for (;;) {
-        pollfd waiting[2] = {{fd_.get(), POLLIN, 0}, {wake_out_.get(), POLLIN, 0}};
+        pollfd waiting[2] = {{fd_.get(), POLLIN, 0}, {closing_.fd(), POLLIN, 0}};
         ::poll(waiting, 2, -1);
         if (waiting[1].revents != 0) {
             throw TransportError("no longer listening on " + address_);
@@ -364,8 +333,7 @@ Stream Listener::accept() {
             return Stream(Fd(fd));
         }
         if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
-            ::poll(nullptr, 0,
-                   100); // out of descriptors: others will close; the backlog keeps the caller waiting
+            ::poll(nullptr, 0, 100); // out of descriptors: others will close; the backlog keeps the caller waiting
         } else if (errno != EINTR && errno != ECONNABORTED && errno != EAGAIN) {
             throw TransportError("no longer listening on " + address_ + ": " + reason(errno));
         }
@@ -373,7 +341,7 @@ Stream Listener::accept() {
 }
 
 void Listener::close() {
-    (void)!::write(wake_in_.get(), "", 1);
+    closing_.notify();
     if (!unix_path_.empty()) {
         ::unlink(unix_path_.c_str());
         unix_path_.clear();

@@ -3,6 +3,8 @@
 // An address is `unix:/path` or `HOST:PORT` (`[::1]:50052` for IPv6).
 #pragma once
 
+#include "channel/wakeup.h"
+
 #include <cstdint>
 #include <span>
 #include <stdexcept>
@@ -19,20 +21,6 @@ class TransportError : public std::runtime_error {
 /// An address that cannot be used at all: a mistake of whoever typed it.
 class AddressError : public TransportError {
     using TransportError::TransportError;
-};
-
-/// A file descriptor that is closed once.
-class Fd {
-  public:
-    explicit Fd(int fd = -1) : fd_(fd) {}
-    Fd(Fd && other) noexcept : fd_(other.release()) {}
-    Fd & operator=(Fd && other) noexcept;
-    ~Fd();
-    int get() const { return fd_; }
-    int release();
-
-  private:
-    int fd_;
 };
 
 /// A connected stream. Reads and writes may run in two threads; shutdown() may be called from a third.
@@ -81,7 +69,8 @@ class Listener {
     void close();
 
   private:
-    Fd fd_, wake_in_, wake_out_; // a pipe: closing a socket does not wake accept() everywhere
+    Fd fd_;
+    Wakeup closing_; // closing a socket does not wake accept() everywhere
     std::string address_, unix_path_;
 };
 

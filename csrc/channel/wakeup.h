@@ -1,47 +1,49 @@
-// Wakes who polls: rung from any thread, silenced by the one that listens.
+// Wakes a thread that polls: a pipe to itself.
 #pragma once
 
-#include "channel/stream.h"
+#include "channel/fd.h"
 
 #include <cerrno>
 #include <cstdint>
 #include <fcntl.h>
 #include <system_error>
-#include <unistd.h>
 
-namespace meshllm::quic {
+namespace meshllm::channel {
 
-class Bell {
+class Wakeup {
   public:
-    Bell() {
+    /// Throws std::system_error.
+    Wakeup() {
         int ends[2];
-        if (pipe(ends) != 0) {
-            throw std::system_error(errno, std::generic_category(), "pipe");
+        if (::pipe(ends) != 0) {
+            throw std::system_error(errno, std::generic_category(), "cannot open a pipe");
         }
-        out_ = channel::Fd(ends[0]);
-        in_ = channel::Fd(ends[1]);
-        for (int end : ends) {
-            fcntl(end, F_SETFL, O_NONBLOCK);
-            fcntl(end, F_SETFD, FD_CLOEXEC);
+        read_end_ = Fd(ends[0]);
+        write_end_ = Fd(ends[1]);
+        for (const int end : ends) {
+            ::fcntl(end, F_SETFL, O_NONBLOCK);
+            ::fcntl(end, F_SETFD, FD_CLOEXEC);
         }
     }
 
-    /// Readable while it rings.
-    int fd() const { return out_.get(); }
+    /// Readable from notify() to drain().
+    int fd() const { return read_end_.get(); }
 
-    void ring() {
-        uint8_t byte = 0;
-        [[maybe_unused]] ssize_t n = ::write(in_.get(), &byte, 1); // full: it rings already
+    /// From any thread.
+    void notify() {
+        const uint8_t byte = 0;
+        (void)!::write(write_end_.get(), &byte, 1); // a full pipe is readable already
     }
 
-    void silence() {
+    /// By the thread that polls.
+    void drain() {
         uint8_t bytes[256];
-        while (::read(out_.get(), bytes, sizeof(bytes)) == sizeof(bytes)) {
+        while (::read(read_end_.get(), bytes, sizeof(bytes)) == sizeof(bytes)) {
         }
     }
 
   private:
-    channel::Fd out_, in_;
+    Fd read_end_, write_end_;
 };
 
-} // namespace meshllm::quic
+} // namespace meshllm::channel

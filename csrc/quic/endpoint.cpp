@@ -63,19 +63,19 @@ void Engine::post(std::function<void()> work) {
         work_.push_back(std::move(work));
     }
     if (sleeping_.exchange(false)) {
-        wake_.ring();
+        wake_.notify();
     }
 }
 
 std::vector<Event> Engine::take_events() {
     std::lock_guard guard(lock_);
-    told_.silence();
+    told_.drain();
     return std::exchange(events_, {});
 }
 
 void Engine::tell_locked(Event event) {
     if (events_.empty()) {
-        told_.ring();
+        told_.notify();
     }
     events_.push_back(std::move(event));
 }

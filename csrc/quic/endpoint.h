@@ -101,7 +101,7 @@ class Engine {
     uint64_t now_us_ = 0; // of a steady clock; picoquic reads it as its time
     std::unique_ptr<picoquic_quic_t, void (*)(picoquic_quic_t *)> quic_{nullptr, picoquic_free};
     std::unique_ptr<Tls> tls_;
-    Bell told_, wake_; // for Python, for the I/O thread
+    channel::Wakeup told_, wake_; // for Python, for the I/O thread
     std::vector<pollfd> polled_;
     std::vector<std::shared_ptr<Stream>> spliced_; // the I/O thread's, as those beside it
     std::vector<std::shared_ptr<Stream>> touched_;

@@ -133,7 +133,7 @@ void Engine::wait(int64_t delay_us) {
 #endif
     sleeping_ = false;
     if (polled_[0].revents != 0) {
-        wake_.silence();
+        wake_.drain();
     }
 }
 

@@ -5,7 +5,7 @@
 // bytes go from the decrypted packets to the descriptor, and from the descriptor into the packet that is being built.
 #pragma once
 
-#include "channel/stream.h"
+#include "channel/fd.h"
 
 #include <chrono>
 #include <cstdint>

@@ -2,7 +2,7 @@
 // has it (Linux: UDP_SEGMENT, UDP_GRO). Nothing of QUIC.
 #pragma once
 
-#include "channel/stream.h"
+#include "channel/fd.h"
 
 #include <array>
 #include <cstddef>

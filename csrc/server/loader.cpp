@@ -1,6 +1,6 @@
 #include "server/loader.h"
 
-#include "channel/stream.h"
+#include "channel/fd.h"
 
 #include <ggml-backend.h>
 

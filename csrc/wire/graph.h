@@ -5,8 +5,8 @@
 
 namespace meshllm::wire {
 
-constexpr int n_dims = 4, n_srcs = 10,
-              n_op_params = 16; // GGML_MAX_DIMS, GGML_MAX_SRC, GGML_MAX_OP_PARAMS / 4
+// GGML_MAX_DIMS, GGML_MAX_SRC, GGML_MAX_OP_PARAMS / 4
+constexpr int n_dims = 4, n_srcs = 10, n_op_params = 16;
 constexpr uint32_t none = UINT32_MAX;
 
 /// One tensor. `buffer` is the server's handle, 0 for a tensor without memory; `offset` counts from its start.
