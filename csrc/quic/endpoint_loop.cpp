@@ -1,10 +1,10 @@
-// The engine's I/O thread: see endpoint.h. Everything here runs in it.
+// The endpoint's I/O thread: see endpoint.h. Everything here runs in it.
 #include "quic/endpoint.h"
+#include "quic/picoquic_internals.h"
 
 #include <algorithm>
 #include <chrono>
-#include <picoquic_internal.h>
-#include <poll.h>
+#include <utility>
 
 #ifdef __linux__
 #include <sys/prctl.h>
@@ -14,101 +14,75 @@ namespace meshllm::quic {
 
 namespace {
 
-constexpr int batches_between_looks = 4;
-constexpr int64_t longest_sleep_us = 10'000'000;
-constexpr uint64_t goodbye_us = 50'000;
+constexpr int batches_per_turn = 4; // of datagrams, before other work gets its turn
+constexpr int64_t max_sleep_us = 10'000'000;
+constexpr uint64_t close_grace_us = 50'000;
 constexpr int64_t retry_send_us = 1000;
-constexpr int max_waiting = 24 << 10;  // pieces of data before which something is missing: 40 MB of memory
-constexpr int64_t honest_piece = 1000; // bytes
-
-// Pieces that wait, beyond those that the data would have come in from an honest peer: each costs a packet's worth of
-// memory, however small it is.
-int64_t excess(picoquic_cnx_t * cnx) {
-    int64_t n = 0;
-    for (auto & stream : cnx->tls_stream) {
-        n += stream.stream_data_tree.size;
-    }
-    for (auto * stream = picoquic_first_stream(cnx); stream != nullptr; stream = picoquic_next_stream(stream)) {
-        auto missing = static_cast<int64_t>(stream->fin_offset - stream->consumed_offset);
-        n += stream->stream_data_tree.size - missing / honest_piece;
-    }
-    return n;
-}
-
-// picoquic does not pad what it repeats of an Initial packet, although a client of it drops a short one that asks for
-// an acknowledgement (RFC 9000 section 14.1): one lost datagram and the handshake never ends. How many bytes have been
-// added.
-size_t padding(picoquic_cnx_t * cnx, std::span<uint8_t> datagram, size_t length) {
-    bool initial = (datagram[0] & 0xf0) == 0xc0; // RFC 9000 section 17.2.2
-    if (cnx == nullptr || !initial || length >= PICOQUIC_ENFORCED_INITIAL_MTU) {
-        return 0;
-    }
-    size_t n = PICOQUIC_ENFORCED_INITIAL_MTU - length;
-    if (!cnx->client_mode && !cnx->initial_validated) {
-        // at most three times what came (RFC 9000 section 8.1)
-        if (cnx->initial_data_sent + n > 3 * cnx->initial_data_received) {
-            return 0;
-        }
-        cnx->initial_data_sent += n;
-    }
-    std::fill_n(datagram.begin() + static_cast<ptrdiff_t>(length), n, uint8_t{0});
-    return n;
-}
+constexpr int max_pieces_waiting = 24 << 10; // 40 MB of memory
+constexpr size_t first_splice = 2;           // in polled_, after the wakeup and the socket
 
 } // namespace
 
-void Engine::run() {
+void Endpoint::run() {
 #ifdef __linux__
-    prctl(PR_SET_TIMERSLACK, 1000); // ns: pacing and loss timers are of microseconds
+    prctl(PR_SET_TIMERSLACK, 1000); // ns: timers of pacing and loss need microseconds
     prctl(PR_SET_NAME, "mesh-quic");
 #endif
-    uint64_t until = 0;
-    while (until == 0 || now_us_ < until) {
-        advance();
-        std::vector<std::function<void()>> work;
-        {
-            std::lock_guard guard(lock_);
-            work.swap(work_);
-        }
-        for (auto & each : work) {
-            each();
-        }
+    uint64_t until = 0; // the time to end, once stopping
+    while (until == 0 || shared_.now_us < until) {
+        update_clock();
+        run_work();
         deliver(); // to splices that have just begun
         if (stopping_ && until == 0) {
-            until = now_us_ + goodbye_us;
-            for (auto & [handle, link] : live_) {
-                link->close("leaving");
-            }
+            until = shared_.now_us + close_grace_us;
+            close_all();
         }
         bool more = receive();
         shed();
         serve_splices();
         more = send() || more;
-        deliver(); // what came before its keys did, and was read just now
+        deliver(); // packets that arrived before their keys are read by send()
         reap();
         int64_t delay = more ? 0 : retry_send_us;
         if (!more && socket_.nothing_queued()) {
-            delay = picoquic_get_next_wake_delay(quic_.get(), now_us_, longest_sleep_us);
+            delay = picoquic_get_next_wake_delay(quic_.get(), shared_.now_us, max_sleep_us);
         }
         if (until != 0) {
-            bool quiet = !more && socket_.nothing_queued();
-            until = quiet && delay > 0 ? now_us_ : until; // all good-byes are out
+            const bool all_sent = !more && socket_.nothing_queued() && delay > 0;
+            until = all_sent ? shared_.now_us : until;
             delay = std::min<int64_t>(delay, 1000);
         }
         wait(delay);
     }
 }
 
-void Engine::advance() {
-    auto now = std::chrono::steady_clock::now().time_since_epoch();
-    now_us_ = static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::microseconds>(now).count());
+void Endpoint::run_work() {
+    std::vector<std::function<void()>> work;
+    {
+        std::lock_guard lock(shared_.mutex);
+        work.swap(work_);
+    }
+    for (const auto & each : work) {
+        each();
+    }
 }
 
-void Engine::wait(int64_t delay_us) {
+void Endpoint::close_all() {
+    for (const auto & [handle, link] : live_) {
+        link->close("leaving");
+    }
+}
+
+void Endpoint::update_clock() {
+    const auto now = std::chrono::steady_clock::now().time_since_epoch();
+    shared_.now_us = static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::microseconds>(now).count());
+}
+
+void Endpoint::wait(int64_t delay_us) {
     polled_.clear();
-    polled_.push_back({wake_.fd(), POLLIN, 0});
+    polled_.push_back({wakeup_.fd(), POLLIN, 0});
     polled_.push_back({socket_.fd(), static_cast<short>(socket_.full() ? POLLIN | POLLOUT : POLLIN), 0});
-    for (auto & stream : spliced_) {
+    for (const auto & stream : spliced_) {
         short events = 0;
         if (stream->link != nullptr && !stream->splice_sends && !stream->splice->at_end()) {
             events |= POLLIN;
@@ -120,41 +94,31 @@ void Engine::wait(int64_t delay_us) {
     }
     if (delay_us > 0) {
         sleeping_ = true;
-        std::lock_guard guard(lock_);
+        std::lock_guard lock(shared_.mutex);
         if (!work_.empty()) {
             delay_us = 0;
         }
     }
 #ifdef __linux__
-    timespec timeout{delay_us / 1'000'000, delay_us % 1'000'000 * 1000};
+    const timespec timeout{delay_us / 1'000'000, delay_us % 1'000'000 * 1000};
     ppoll(polled_.data(), polled_.size(), &timeout, nullptr);
 #else
     poll(polled_.data(), static_cast<nfds_t>(polled_.size()), static_cast<int>((delay_us + 999) / 1000));
 #endif
     sleeping_ = false;
     if (polled_[0].revents != 0) {
-        wake_.drain();
+        wakeup_.drain();
     }
 }
 
-bool Engine::receive() {
-    for (int batch = 0; batch < batches_between_looks; ++batch) {
-        auto received = socket_.receive();
-        advance();
-        for (Datagrams & each : received) {
-            picoquic_cnx_t * cnx = nullptr;
-            auto bytes = each.bytes;
-            while (!bytes.empty()) {
-                size_t n = std::min(bytes.size(), each.segment_size);
-                picoquic_incoming_packet_ex(quic_.get(), bytes.data(), n, reinterpret_cast<sockaddr *>(&each.peer),
-                                            reinterpret_cast<sockaddr *>(&each.local), static_cast<int>(each.interface),
-                                            0, &cnx, now_us_);
-                bytes = bytes.subspan(n);
-            }
-            deliver();
-            if (auto * link = link_of(cnx)) {
-                link->datagrams_received(each.bytes.size());
-            }
+// --- datagrams in ---
+
+bool Endpoint::receive() {
+    for (int batch = 0; batch < batches_per_turn; batch++) {
+        const std::span<Datagrams> received = socket_.receive();
+        update_clock();
+        for (Datagrams & datagrams : received) {
+            read_datagrams(datagrams);
         }
         if (!socket_.more()) {
             return false;
@@ -163,15 +127,45 @@ bool Engine::receive() {
     return true;
 }
 
-// When all together is too much, who makes us hold most for least goes; when it is far too much, also one of those
-// whose windows allow it.
-void Engine::shed() {
-    auto waiting = [this] { return quic_->nb_data_nodes_allocated - quic_->nb_data_nodes_in_pool; };
-    while (waiting() > max_waiting) {
+void Endpoint::read_datagrams(Datagrams & datagrams) {
+    picoquic_cnx_t * cnx = nullptr;
+    for (std::span<uint8_t> bytes = datagrams.bytes; !bytes.empty();) {
+        const size_t n = std::min(bytes.size(), datagrams.segment_size);
+        picoquic_incoming_packet_ex(quic_.get(), bytes.data(), n, reinterpret_cast<sockaddr *>(&datagrams.peer),
+                                    reinterpret_cast<sockaddr *>(&datagrams.local),
+                                    static_cast<int>(datagrams.interface), 0, &cnx, shared_.now_us);
+        bytes = bytes.subspan(n);
+    }
+    deliver();
+    if (Link * link = link_of(cnx)) {
+        link->on_datagrams(datagrams.bytes.size());
+    }
+}
+
+// Once for all packets that arrived together: a reader woken by the first of them would find little.
+void Endpoint::deliver() {
+    for (const auto & stream : shared_.undelivered) {
+        stream->undelivered = false;
+        if (stream->splice) {
+            flush(*stream);
+            continue;
+        }
+        std::lock_guard lock(shared_.mutex);
+        if (std::exchange(stream->reader_waits, false)) {
+            shared_.emit_locked({.type = Event::Type::readable, .link = stream->link_handle, .stream = stream->handle});
+        }
+    }
+    shared_.undelivered.clear();
+}
+
+// When the links together occupy too much memory, close the one that exceeds its fair use most; when it is far too
+// much, also one that is within its windows.
+void Endpoint::shed() {
+    while (pieces_waiting(quic_.get()) > max_pieces_waiting) {
         picoquic_cnx_t * worst = nullptr;
-        int64_t most = waiting() > 4 * max_waiting ? INT64_MIN : 0;
+        int64_t most = pieces_waiting(quic_.get()) > 4 * max_pieces_waiting ? INT64_MIN : 0;
         for (auto * cnx = picoquic_get_first_cnx(quic_.get()); cnx != nullptr; cnx = picoquic_get_next_cnx(cnx)) {
-            if (int64_t n = excess(cnx); n > most) {
+            if (const int64_t n = excess_pieces(cnx); n > most) {
                 most = n;
                 worst = cnx;
             }
@@ -179,171 +173,159 @@ void Engine::shed() {
         if (worst == nullptr) {
             return;
         }
-        if (auto * link = link_of(worst)) {
-            link->failed("too much came out of order");
-            link->gone();
+        if (Link * link = link_of(worst)) {
+            link->fail("too much data arrived out of order");
+            link->on_deleted();
         }
-        picoquic_set_callback(worst, called, nullptr);
+        picoquic_set_callback(worst, on_event, nullptr);
         picoquic_delete_cnx(worst);
     }
 }
 
-bool Engine::send() {
-    for (int batch = 0; batch < batches_between_looks; ++batch) {
-        for (auto space = socket_.space(); !space.empty(); space = socket_.space()) {
-            Datagrams next;
-            size_t length = 0;
-            int interface = 0;
-            picoquic_cnx_t * cnx = nullptr;
-            advance();
-            int result =
-                picoquic_prepare_next_packet_ex(quic_.get(), now_us_, space.data(), space.size(), &length, &next.peer,
-                                                &next.local, &interface, nullptr, &cnx, &next.segment_size);
-            if (result != 0 || length == 0) {
-                break;
-            }
-            if (cnx != nullptr) {
-                // picoquic's short cut for the later packets of a batch forgets the loss timer when the last one is
-                // full (sender.c, picoquic_prepare_packet_ready_fast): so it is asked once more, from the beginning.
-                picoquic_reinsert_by_wake_time(quic_.get(), cnx, now_us_);
-            }
-            length += padding(cnx, space, length);
-            next.bytes = space.first(length);
-            next.segment_size = next.segment_size == 0 ? length : next.segment_size;
-            if (auto * link = link_of(cnx)) {
-                link->bytes_sent += length;
-                if (link->dialled()) {
-                    next.local = {}; // as the system routes it: the address that it once had may be gone
-                }
-            }
-            socket_.queue(next);
+// --- datagrams out ---
+
+bool Endpoint::send() {
+    for (int batch = 0; batch < batches_per_turn; batch++) {
+        for (std::span<uint8_t> space = socket_.space(); !space.empty() && prepare(space);) {
+            space = socket_.space();
         }
         if (socket_.nothing_queued()) {
             return false;
         }
         if (!socket_.send()) {
-            return false; // poll says when there is room
+            return false; // wait() returns when there is room
         }
     }
     return true;
 }
 
-void Engine::touch(Stream & stream) {
-    if (!stream.touched) {
-        stream.touched = true;
-        touched_.push_back(stream.shared_from_this());
+/// Queues the next datagrams of any link. False when there are none.
+bool Endpoint::prepare(std::span<uint8_t> space) {
+    Datagrams next;
+    size_t length = 0;
+    int interface = 0;
+    picoquic_cnx_t * cnx = nullptr;
+    update_clock();
+    const int result =
+        picoquic_prepare_next_packet_ex(quic_.get(), shared_.now_us, space.data(), space.size(), &length, &next.peer,
+                                        &next.local, &interface, nullptr, &cnx, &next.segment_size);
+    if (result != 0 || length == 0) {
+        return false;
     }
+    if (cnx != nullptr) {
+        restore_loss_timer(quic_.get(), cnx, shared_.now_us);
+    }
+    length += pad_initial(cnx, space, length);
+    next.bytes = space.first(length);
+    next.segment_size = next.segment_size == 0 ? length : next.segment_size;
+    if (Link * link = link_of(cnx)) {
+        link->bytes_sent += length;
+        if (link->dialled()) {
+            next.local = {}; // as the system routes it: the address that it once had may be gone
+        }
+    }
+    socket_.queue(next);
+    return true;
 }
 
-// Once for all packets that came together: a reader that is woken by the first of them finds little.
-void Engine::deliver() {
-    for (auto & stream : touched_) {
-        stream->touched = false;
-        if (stream->splice) {
-            flush(*stream);
-            continue;
-        }
-        std::lock_guard guard(lock_);
-        if (stream->reader_waits) {
-            stream->reader_waits = false;
-            tell_locked({Event::What::readable, stream->link_handle, stream->handle, 0, ""});
-        }
-    }
-    touched_.clear();
-}
+// --- splices ---
 
-void Engine::flush(Stream & stream) {
-    size_t n = stream.splice->flush();
+void Endpoint::flush(Stream & stream) {
+    const size_t n = stream.splice->flush();
     if (stream.link != nullptr) {
-        stream.link->taken(stream, n);
+        stream.link->consumed(stream, n);
     }
 }
 
-void Engine::serve_splices() {
-    for (size_t i = 0; i < spliced_.size(); ++i) {
+void Endpoint::serve_splices() {
+    for (size_t i = 0; i < spliced_.size(); i++) {
         Stream & stream = *spliced_[i];
-        Splice & splice = *stream.splice;
-        short happened = i + 2 < polled_.size() && polled_[i + 2].fd == splice.fd() ? polled_[i + 2].revents : 0;
-        if ((happened & ~POLLIN) != 0) {
-            flush(stream);
-        }
-        if (happened != 0 && stream.link != nullptr && !stream.splice_sends) {
-            stream.splice_sends = true;
-            stream.link->activate(stream);
-        }
-        if (splice.broken() && stream.link != nullptr) {
-            stream.link->drop(stream, "the other end of the splice is gone");
-        }
+        const size_t at = i + first_splice; // a splice that began after wait() was not polled
+        const bool polled = at < polled_.size() && polled_[at].fd == stream.splice->fd();
+        serve_splice(stream, polled ? polled_[at].revents : 0);
     }
-    std::erase_if(spliced_, [this](const std::shared_ptr<Stream> & stream) {
-        if (stream->link != nullptr) {
-            return false;
-        }
-        Splice & splice = *stream->splice;
-        if (stream->error.empty() && !splice.broken() && splice.wants_to_write()) {
-            return false; // both sides have said all, and this one has not yet heard it
-        }
-        stream->splice.reset();
-        tell({Event::What::spliced, stream->link_handle, stream->handle, 0, ""});
-        return true;
-    });
+    std::erase_if(spliced_, [this](const std::shared_ptr<Stream> & stream) { return splice_ended(*stream); });
 }
 
-void Engine::reap() {
-    std::erase_if(live_, [this](auto & entry) {
-        auto & link = entry.second;
-        bool over = link->cnx() == nullptr;
-        if (!over && link->dialled() && picoquic_get_cnx_state(link->cnx()) == picoquic_state_disconnected) {
-            picoquic_delete_cnx(link->cnx()); // those that others have dialled picoquic deletes itself
-            over = true;
+void Endpoint::serve_splice(Stream & stream, short revents) {
+    if ((revents & ~POLLIN) != 0) {
+        flush(stream);
+    }
+    if (revents != 0 && stream.link != nullptr && !stream.splice_sends) {
+        stream.splice_sends = true;
+        stream.link->activate(stream);
+    }
+    if (stream.splice->broken() && stream.link != nullptr) {
+        stream.link->drop(stream, "the other end of the splice is closed");
+    }
+}
+
+bool Endpoint::splice_ended(Stream & stream) {
+    if (stream.link != nullptr) {
+        return false;
+    }
+    std::lock_guard lock(shared_.mutex); // abort() sets the error in another thread
+    if (stream.error.empty() && !stream.splice->broken() && stream.splice->wants_to_write()) {
+        return false; // both sides have finished, but the descriptor has not taken all of it yet
+    }
+    stream.splice.reset();
+    shared_.emit_locked({.type = Event::Type::spliced, .link = stream.link_handle, .stream = stream.handle});
+    return true;
+}
+
+// --- connections ---
+
+void Endpoint::reap() {
+    std::erase_if(live_, [this](const auto & entry) {
+        Link & link = *entry.second;
+        bool deleted = link.cnx() == nullptr;
+        if (!deleted && link.dialled() && picoquic_get_cnx_state(link.cnx()) == picoquic_state_disconnected) {
+            picoquic_delete_cnx(link.cnx()); // picoquic itself deletes only those that peers have dialled
+            deleted = true;
         }
-        if (link->closed()) {
-            std::lock_guard guard(lock_);
+        if (link.closed()) {
+            std::lock_guard lock(shared_.mutex);
             links_.erase(entry.first);
         }
-        return over;
+        return deleted;
     });
 }
 
-// --- picoquic's callbacks ---
-
-Link * Engine::accepted(picoquic_cnx_t * cnx) {
-    uint64_t handle;
-    {
-        std::lock_guard guard(lock_);
-        handle = next_++;
-    }
-    auto link = std::make_shared<Link>(*this, handle, cnx, false);
-    sockaddr * peer = nullptr;
-    picoquic_get_peer_addr(cnx, &peer);
-    link->peer_address = Link::readable(peer);
-    picoquic_set_callback(cnx, called, link.get());
+Link & Endpoint::add(uint64_t handle, picoquic_cnx_t * cnx, const sockaddr * peer, bool dialled) {
+    const auto link = std::make_shared<Link>(shared_, handle, cnx, peer, dialled);
+    picoquic_set_callback(cnx, on_event, link.get());
     live_[handle] = link;
-    std::lock_guard guard(lock_);
+    std::lock_guard lock(shared_.mutex);
     links_[handle] = link;
-    return link.get();
+    return *link;
 }
 
-// None until a stranger has shown its key, and none once it is gone.
-Link * Engine::link_of(picoquic_cnx_t * cnx) {
+Link & Endpoint::accept(picoquic_cnx_t * cnx) {
+    sockaddr * peer = nullptr;
+    picoquic_get_peer_addr(cnx, &peer);
+    return add(shared_.new_handle(), cnx, peer, false);
+}
+
+/// Null for a stranger that has not proved its key, and for a connection whose link is closed.
+Link * Endpoint::link_of(picoquic_cnx_t * cnx) {
     void * context = cnx == nullptr ? nullptr : picoquic_get_callback_context(cnx);
     return context == this ? nullptr : static_cast<Link *>(context);
 }
 
-int Engine::called(picoquic_cnx_t * cnx, uint64_t stream_id, uint8_t * bytes, size_t length,
-                   picoquic_call_back_event_t event, void * context, void * stream) {
-    auto * engine = picoquic_get_default_callback_context(picoquic_get_quic_ctx(cnx));
+int Endpoint::on_event(picoquic_cnx_t * cnx, uint64_t stream_id, uint8_t * bytes, size_t length,
+                       picoquic_call_back_event_t event, void * context, void * stream) {
+    const void * endpoint = picoquic_get_default_callback_context(picoquic_get_quic_ctx(cnx));
     if (context == nullptr) {
-        return 0; // nobody to tell
+        return 0; // its link is closed
     }
-    if (context == engine) { // of a stranger that has proved no key; if it comes so far, -1 ends it
+    if (context == endpoint) { // a stranger that has proved no key: -1 ends its connection, should it become ready
         return event == picoquic_callback_ready ? -1 : 0;
     }
     auto * link = static_cast<Link *>(context);
-    int result = link->called(stream_id, bytes, length, event, static_cast<Stream *>(stream));
+    const int result = link->on_event(stream_id, bytes, length, event, static_cast<Stream *>(stream));
     if (picoquic_get_cnx_state(cnx) == picoquic_state_disconnected && !link->dialled()) {
-        link->gone();
-        picoquic_set_callback(cnx, called, nullptr);
+        link->on_deleted();
+        picoquic_set_callback(cnx, on_event, nullptr);
     }
     return result;
 }
