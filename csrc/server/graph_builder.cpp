@@ -1,5 +1,7 @@
 #include "server/graph_builder.h"
 
+#include "server/op_check.h"
+
 #include <ggml-backend-impl.h>
 #include <ggml-impl.h>
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "server/buffers.h"
-#include "server/op_check.h"
+#include "server/index_check.h"
 
 namespace meshllm::server {
 

@@ -1,23 +1,23 @@
-// How the rules about graphs say no.
+// How the rules about graphs refuse one.
 #pragma once
 
 #include <ggml.h>
 
 #include <string>
 
-namespace meshllm {
+namespace meshllm::server {
 
 using Tensor = const ggml_tensor *;
 
-/// What a rule throws; check_op and check_graph turn it into its text.
-struct Refused {
-    std::string why;
+/// Thrown by a rule; check_op and check_graph return its text.
+struct UnmetRequirement {
+    std::string text;
 };
 
-inline void need(bool ok, const char * what) {
-    if (!ok) {
-        throw Refused{what};
+inline void require(bool met, const char * text) {
+    if (!met) {
+        throw UnmetRequirement{text};
     }
 }
 
-} // namespace meshllm
+} // namespace meshllm::server
