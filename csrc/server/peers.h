@@ -3,13 +3,12 @@
 
 #include "channel/stream.h"
 #include "server/counters.h"
+#include "server/executor.h"
 #include "wire/frames.h"
 
 #include <condition_variable>
-#include <deque>
 #include <functional>
 #include <mutex>
-#include <thread>
 #include <unordered_map>
 
 namespace meshllm::server {
@@ -38,18 +37,17 @@ class Mailbox {
     std::string failure_;
 };
 
-/// A connection to another stage over which one session pushes. A thread of its own writes, so that the device can go
-/// on.
+/// A connection to another stage, over which one session pushes. Its own thread writes, so that the device can go on.
 class PeerLink {
   public:
-    /// Throws TransportError or ProtocolError in words when the peer cannot be reached or refuses the key.
+    /// Throws TransportError or ProtocolError, for the user, when the peer cannot be reached or refuses the key.
     PeerLink(const std::string & address, const wire::Key & session_key, Counters & counters);
     ~PeerLink();
 
     /// Queues; waits while too much is queued. Throws TransportError when the link is lost.
     void push(uint64_t transfer, wire::Bytes data);
 
-    /// Tells the peer why nothing more will come.
+    /// Sends the peer the reason why no more pushes follow.
     void fail(const std::string & why);
 
   private:
@@ -59,18 +57,17 @@ class PeerLink {
         wire::Bytes data;
     };
     void enqueue(Item item, bool wait_for_room);
-    void work();
+    void run(const Item & item);
     void write(const Item & item);
 
     channel::Stream stream_;
     Counters & counters_;
     std::mutex mutex_;
     std::condition_variable changed_;
-    std::deque<Item> queue_;
+    size_t n_queued_ = 0;
     uint64_t queued_bytes_ = 0;
-    bool stopping_ = false;
     std::string failure_;
-    std::thread thread_;
+    Executor executor_; // last: its thread uses the rest
 };
 
 } // namespace meshllm::server

@@ -45,6 +45,7 @@ class Session {
     void serve();
     void dispatch(Command command);
     void dispatch_stock(Command command);
+    void dispatch_stock_data(Command command);
     void dispatch_mesh(Command command);
     void fail(const std::string & why);
 
@@ -52,10 +53,21 @@ class Session {
     bool read_header(Command & command);
     wire::Bytes payload();
     template <class T>
-    T head();
+    T head(); // the first bytes of the payload
+    template <class T>
+    T request_as() { // the whole payload
+        return wire::exactly<T>(payload());
+    }
     void discard_rest();
     void reply(wire::ByteView data);
+    template <class T>
+    void reply_with(const T & value) {
+        reply(wire::view_of(value));
+    }
     void reply_error(const std::string & text);
+
+    /// A range of a tensor as one of its buffer.
+    wire::ByteRange range_of(const wire::StockTensor & tensor, uint64_t offset, uint64_t size) const;
 
     // commands, in the order of wire::Command
     void set_data(const wire::ByteRange & range);

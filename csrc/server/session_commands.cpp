@@ -102,7 +102,7 @@ void Session::copy_tensor(const wire::CopyTensor & request) {
         read_bytes(buffers_.at(src.buffer), src.offset, bytes.data(), size);
         write_bytes(buffers_.at(dst.buffer), dst.offset, bytes.data(), size);
     }
-    reply(wire::view_of(static_cast<uint8_t>(plain)));
+    reply_with(static_cast<uint8_t>(plain));
 }
 
 void Session::init_tensor(const wire::StockTensor & stock) {
@@ -210,14 +210,14 @@ void Session::free_buffer(uint64_t handle) {
 void Session::register_peer(const wire::RegisterPeer & request) {
     const std::optional<std::string> address = shared_.peer_address(request.address);
     if (peers_.size() >= max_peers || !address) {
-        return reply(wire::view_of(uint8_t(0)));
+        return reply_with(uint8_t(0));
     }
     try {
         peers_[request.peer] = std::make_unique<PeerLink>(*address, request.session_key, shared_.counters);
-        reply(wire::view_of(uint8_t(1)));
+        reply_with(uint8_t(1));
     } catch (const std::exception & e) { // not a fault of the session: the host relays instead
         shared_.log("cannot push to " + request.address + ", the host will relay: " + e.what());
-        reply(wire::view_of(uint8_t(0)));
+        reply_with(uint8_t(0));
     }
 }
 
@@ -255,7 +255,7 @@ void Session::serve_peer(const wire::Key & key) {
     if (mailbox == nullptr) {
         return reply_error("no session has this key");
     }
-    reply(wire::view_of(uint8_t(1)));
+    reply_with(uint8_t(1));
     std::string why = "the stage that pushes to this one closed its link";
     try {
         Command command;
