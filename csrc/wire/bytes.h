@@ -1,7 +1,8 @@
-// Little-endian readers and writers over byte ranges; every read is checked against the end of the range.
+// Readers and writers of little-endian bytes; every read is checked against the end of its range.
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <cstring>
 #include <span>
@@ -20,6 +21,8 @@ class ProtocolError : public std::runtime_error {
 } // namespace meshllm
 
 namespace meshllm::wire {
+
+static_assert(std::endian::native == std::endian::little, "numbers and structures are copied as they lie in memory");
 
 using Bytes = std::vector<uint8_t>;
 using ByteView = std::span<const uint8_t>;

@@ -100,71 +100,103 @@ struct StockHelloReply {
     uint8_t major, minor, patch, padding;
     uint8_t caps[stock_caps_size];
 };
+static_assert(sizeof(StockHelloReply) == 28);
+
 struct AllocRequest {
     uint32_t device;
     uint64_t size;
 };
+static_assert(sizeof(AllocRequest) == 12);
+
 struct AllocReply {
     uint64_t buffer; // 0 when the memory could not be had
     uint64_t size;
 };
+static_assert(sizeof(AllocReply) == 16);
+
 struct BufferClear {
     uint64_t buffer;
     uint8_t value;
 };
+static_assert(sizeof(BufferClear) == 9);
+
 struct MemsetTensor {
     StockTensor tensor;
     uint64_t offset, size;
     uint8_t value;
 };
+static_assert(sizeof(MemsetTensor) == 313);
+
 struct SetTensorHead { // data follows
     StockTensor tensor;
     uint8_t cache_flag;
     uint64_t offset;
 };
+static_assert(sizeof(SetTensorHead) == 305);
+
 struct SetTensorHash {
     StockTensor tensor;
     uint64_t offset, hash;
 };
+static_assert(sizeof(SetTensorHash) == 312);
+
 struct GetTensor {
     StockTensor tensor;
     uint64_t offset, size;
 };
+static_assert(sizeof(GetTensor) == 312);
+
 struct CopyTensor {
     StockTensor src, dst;
 };
+static_assert(sizeof(CopyTensor) == 592);
+
 struct AllocSizeRequest {
     uint32_t device;
     StockTensor tensor;
     StockTensor srcs[10];
 };
+static_assert(sizeof(AllocSizeRequest) == 3260);
+
 struct DeviceMemory {
     uint64_t free, total;
 };
+static_assert(sizeof(DeviceMemory) == 16);
 
 // --- ours ---
 
 struct GraphRun {
     uint32_t device, slot;
 };
+static_assert(sizeof(GraphRun) == 8);
+
 struct ByteRange { // of a buffer; the payload of get_bytes, and the head of set_bytes
     uint64_t buffer, offset, size;
 };
+static_assert(sizeof(ByteRange) == 24);
+
 struct SetBytesHead { // data follows
     uint64_t buffer, offset;
 };
+static_assert(sizeof(SetBytesHead) == 16);
+
 struct PushTensor {
     uint32_t peer;
     uint64_t transfer;
     ByteRange range;
 };
+static_assert(sizeof(PushTensor) == 36);
+
 struct AwaitTensor {
     uint64_t transfer;
     ByteRange range;
 };
+static_assert(sizeof(AwaitTensor) == 32);
+
 struct PeerDataHead { // data follows
     uint64_t transfer;
 };
+static_assert(sizeof(PeerDataHead) == 8);
 #pragma pack(pop)
 
 template <class T>
