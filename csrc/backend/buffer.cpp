@@ -10,8 +10,8 @@ namespace meshllm::backend {
 
 namespace {
 
-constexpr size_t piece = 256 << 20; // larger writes and reads are cut
-constexpr size_t row_padding = 512; // elements; what GPUs pad rows of quantised weights to (stock client's rule)
+constexpr size_t piece = 256 << 20; // bytes; larger writes and reads are split
+constexpr size_t row_padding = 512; // elements, to which GPUs pad rows of quantised weights (the stock client's rule)
 
 Stage & stage_of(ggml_backend_buffer_type_t type) {
     return *static_cast<Stage *>(type->context);
@@ -59,7 +59,7 @@ void set_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor, const void *
     context.link->guarded([&] { queue_set(*context.stage, tensor, data, offset, size); });
 }
 
-// ggml lets no error out of here: a lost stage reads as zeros, and the next graph fails.
+// ggml gives this function no way to fail: a lost stage reads as zeros, and the next graph fails.
 void get_tensor(ggml_backend_buffer_t buffer, const ggml_tensor * tensor, void * data, size_t offset, size_t size) {
     BufferContext & context = context_of(buffer);
     const bool ok = context.link->guarded([&] {
@@ -105,7 +105,7 @@ const char * get_name(ggml_backend_buffer_type_t type) {
     return stage_of(type).name.c_str();
 }
 
-// Buffers get addresses far apart and far from real memory, so that ggml may compare them.
+// Addresses that are never dereferenced, far apart and far from real memory, so that ggml can compare them.
 uint8_t * next_base(size_t size) {
     static std::atomic<uint64_t> next{uint64_t(1) << 50};
     const uint64_t span = (size + (uint64_t(1) << 30)) & ~((uint64_t(1) << 30) - 1);
@@ -154,7 +154,7 @@ AllocKey alloc_key(const ggml_tensor * t) {
     return key;
 }
 
-uint64_t ask_alloc_size(StageLink & link, const ggml_tensor * tensor) {
+uint64_t query_alloc_size(StageLink & link, const ggml_tensor * tensor) {
     wire::AllocSizeRequest request{};
     request.device = link.config().device;
     request.tensor = wire::to_stock(describe_tensor(tensor, nullptr), 1, link);
@@ -182,14 +182,14 @@ size_t get_alloc_size(ggml_backend_buffer_type_t type, const ggml_tensor * tenso
         const AllocKey key = alloc_key(tensor);
         auto it = known.find(key);
         if (it == known.end()) {
-            it = known.emplace(key, ask_alloc_size(link, tensor)).first;
+            it = known.emplace(key, query_alloc_size(link, tensor)).first;
         }
         size = it->second;
     });
-    return std::max<size_t>(size, plain); // stock's strides have 32 bits: a cut one comes back too small
+    return std::max<size_t>(size, plain); // stock strides have 32 bits: a truncated one returns too small a size
 }
 
-/// Offers the write to the stage's own files. True when it took it.
+/// Lets the stage read these bytes from its own files. False when it cannot.
 bool queue_gguf(Stage & stage, const ggml_tensor * tensor, const uint8_t * data, size_t offset, size_t size) {
     StageLink & link = *stage.link;
     auto request = stage.weights->find(tensor, data, offset, size);
@@ -206,7 +206,7 @@ bool queue_gguf(Stage & stage, const ggml_tensor * tensor, const uint8_t * data,
     }
     request->range = range_of(tensor, offset, size);
     link.send(wire::Command::set_tensor_gguf, wire::encode(*request));
-    link.flush(); // the stage reads while we go on
+    link.flush(); // the stage reads while we continue
     link.counters().weight_bytes_local += size;
     return true;
 }

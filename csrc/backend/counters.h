@@ -1,4 +1,4 @@
-// Counters of each stage in a file that the engine maps too; its layout is in docs/architecture.md.
+// Counters of each stage, in a file that mesh-llm maps too; docs/architecture.md has its layout.
 #pragma once
 
 #include <atomic>
@@ -27,7 +27,7 @@ class CountersFile {
 
     StageCounters & stage(size_t index);
     void set_state(State state);
-    /// The first error stays: later ones follow from it.
+    /// Keeps the first error: later ones are its consequences.
     void set_error(const std::string & text);
 
   private:

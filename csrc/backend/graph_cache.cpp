@@ -29,7 +29,7 @@ wire::TensorDesc describe_tensor(const ggml_tensor * t, const StageLink * link) 
 
 namespace {
 
-/// Numbers the tensors of a graph so that each comes after those it reads.
+/// Numbers the tensors of a graph so that each follows those it reads.
 class Describer {
   public:
     Describer(const ggml_cgraph * graph, const StageLink & link, wire::GraphDesc & out)
@@ -44,7 +44,7 @@ class Describer {
     }
 
   private:
-    // Nodes come in an order in which sources precede them, so recursion is only as deep as a chain of views.
+    // Sources precede the nodes that read them, so the recursion is only as deep as a chain of views.
     uint32_t add_node(const ggml_tensor * t) {
         wire::TensorDesc d = describe_tensor(t, &link_);
         for (int i = 0; i < wire::n_srcs; i++) {

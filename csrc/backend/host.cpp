@@ -15,12 +15,12 @@ struct HostBackend {
     Host * host;
     ggml_backend_ptr inner;
     std::unique_ptr<compute::CpuThreads> threads; // freed before the backend it belongs to
-    struct Arrival {                              // on its way into memory that we cannot address
+    struct Arrival {                              // a result on its way into memory that we cannot address
         ggml_tensor * dst;
         std::vector<uint8_t> bytes;
     };
     std::vector<Arrival> arrivals;
-    std::vector<StageLink *> awaited; // stages whose result the next graph needs
+    std::vector<StageLink *> awaited; // stages whose results the next graph needs
 };
 
 Host & host_of(ggml_backend_dev_t device) {
@@ -46,7 +46,7 @@ void backend_free(ggml_backend_t backend) {
     delete backend;
 }
 
-/// Waits for what the stages send. False when one of them is lost.
+/// Waits for the results of the stages. False when one of them is lost.
 bool arrive(HostBackend & self) {
     bool ok = true;
     for (StageLink * link : std::exchange(self.awaited, {})) {
@@ -100,7 +100,7 @@ ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph * graph) {
     if (!arrive(self)) {
         return GGML_STATUS_FAILED;
     }
-    for (StageLink * link : self.host->links) { // also one whose result was not needed here
+    for (StageLink * link : self.host->links) { // including those whose results were not needed here
         if (link->lost()) {
             return GGML_STATUS_FAILED;
         }
@@ -115,7 +115,7 @@ void graph_optimize(ggml_backend_t backend, ggml_cgraph * graph, ggml_backend_gr
     }
 }
 
-// --- events: the inner device's where it has them; a device without them has computed when it returns ---
+// --- events: the inner device's, if it has any; a device without events computes synchronously ---
 
 ggml_backend_event_t inner_event(ggml_backend_event_t event) {
     return static_cast<ggml_backend_event_t>(event->context);

@@ -14,7 +14,7 @@ namespace meshllm::backend {
 
 namespace {
 
-constexpr size_t sample = 1024; // bytes compared at the beginning, in the middle and at the end of a write
+constexpr size_t sample = 1024; // bytes compared at the beginning, middle and end of a write
 
 } // namespace
 

@@ -14,17 +14,17 @@ void send(Stream & stream, wire::Command command, wire::ByteView head, wire::Byt
 wire::Bytes receive(Stream & stream, uint64_t limit) {
     uint8_t head[sizeof(uint64_t)];
     if (!stream.read_exactly(head)) {
-        throw TransportError("the peer closed the connection without an answer");
+        throw TransportError("the peer closed the connection without a reply");
     }
     const auto size = wire::Reader(head).get<uint64_t>();
     const bool error = (size & wire::reply_error_bit) != 0;
     const uint64_t length = size & ~wire::reply_error_bit;
     if (length > (error ? wire::max_error_text : limit)) {
-        throw ProtocolError("the peer's answer is longer than it may be");
+        throw ProtocolError("the peer's reply is too long");
     }
     wire::Bytes payload(length);
     if (length != 0 && !stream.read_exactly(payload)) {
-        throw TransportError("the peer closed the connection in the middle of an answer");
+        throw TransportError("the peer closed the connection in the middle of a reply");
     }
     if (error) {
         throw ProtocolError(std::string(payload.begin(), payload.end()));

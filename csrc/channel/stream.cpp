@@ -20,7 +20,7 @@ namespace meshllm::channel {
 
 namespace {
 
-constexpr size_t read_ahead = 64 << 10; // so that a token's small frames cost one system call
+constexpr size_t read_ahead = 64 << 10; // bytes, so that a token's small frames take one system call
 
 #ifdef MSG_NOSIGNAL
 constexpr int send_flags = MSG_NOSIGNAL;
@@ -97,8 +97,8 @@ void set_option(int fd, int level, int option, int value) {
     ::setsockopt(fd, level, option, &value, sizeof(value));
 }
 
-// Small frames must leave at once, and a machine that lost its power must be noticed although it says nothing: probes
-// after 4 s of silence, death after 3 more, and unacknowledged data gives up after 10 s.
+// Small frames must leave at once, and a machine that lost its power must be noticed although it sends nothing: probes
+// start after 4 s of silence, the third without a reply ends the connection, and so do 10 s without acknowledgement.
 void tune(int fd, bool tcp) {
 #ifdef SO_NOSIGPIPE
     set_option(fd, SOL_SOCKET, SO_NOSIGPIPE, 1);
@@ -182,7 +182,7 @@ bool Stream::read_exactly(std::span<uint8_t> out) {
             done += n;
             continue;
         }
-        // Large reads go straight to their place; small ones through the buffer.
+        // Large reads go straight to their destination, small ones through the buffer.
         const bool direct = out.size() - done >= read_ahead;
         buffer_.resize(direct ? 0 : read_ahead);
         begin_ = 0;
@@ -194,7 +194,8 @@ bool Stream::read_exactly(std::span<uint8_t> out) {
             continue;
         }
         if (n < 0) {
-            throw TransportError(error == EAGAIN ? "the peer is silent" : "the connection is lost: " + reason(error));
+            throw TransportError(error == EAGAIN ? "the peer did not reply in time"
+                                                 : "the connection is lost: " + reason(error));
         }
         if (n == 0) {
             if (done == 0) {
@@ -267,7 +268,7 @@ void listen_on(int fd, const std::string & address, const sockaddr * at, socklen
         const std::string advice = errno == EADDRINUSE ? "; choose another address" : "";
         throw TransportError("cannot listen on " + address + ": " + reason(errno) + advice);
     }
-    ::fcntl(fd, F_SETFL, ::fcntl(fd, F_GETFL) | O_NONBLOCK); // a caller may be gone between poll and accept
+    ::fcntl(fd, F_SETFL, ::fcntl(fd, F_GETFL) | O_NONBLOCK); // a client may disconnect between poll and accept
 }
 
 std::string bound_address(int fd, const std::string & host) {
@@ -281,7 +282,7 @@ std::string bound_address(int fd, const std::string & host) {
     return (brackets ? "[" + host + "]" : host) + ":" + std::to_string(port);
 }
 
-// A socket file whose owner is gone would block the path for ever; one that answers belongs to somebody.
+// A socket file whose owner has ended would block the path permanently; one that accepts connections is in use.
 void remove_stale(const std::string & path) {
     struct stat info{};
     if (::lstat(path.c_str(), &info) != 0 || !S_ISSOCK(info.st_mode)) {

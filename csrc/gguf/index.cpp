@@ -17,8 +17,8 @@ namespace {
 using Context = std::unique_ptr<gguf_context, decltype(&gguf_free)>;
 using Shapes = std::unique_ptr<ggml_context, decltype(&ggml_free)>;
 
-// ggml's reader takes lengths and counts as far as the file reaches, and a model's file reaches far: a string of 1 GiB
-// would be read. The vocabularies of today's models take up to 20 MB, the largest models have some 50000 tensors.
+// ggml's reader accepts any length or count that fits into the file, and model files are large: it would read a string
+// of 1 GiB. The vocabularies of today's models take up to 20 MB; the largest models have about 50000 tensors.
 constexpr uint64_t max_header = 128u << 20; // bytes
 constexpr uint64_t max_tensors = 1u << 18;
 constexpr uint64_t smallest_tensor_info = 24, smallest_key_value = 13; // bytes
@@ -27,7 +27,7 @@ constexpr uint64_t smallest_tensor_info = 24, smallest_key_value = 13; // bytes
     throw GgufError(path + " is truncated or broken: " + why + "; download it again");
 }
 
-/// A name out of a file, fit for a line on a terminal.
+/// A name from a file, safe to print on a terminal.
 std::string printable(std::string name) {
     std::replace_if(name.begin(), name.end(), [](unsigned char c) { return c < ' ' || c > '~'; }, '?');
     return "'" + name + "'";
@@ -37,10 +37,10 @@ std::string printable(std::string name) {
 class Reader {
   public:
     explicit Reader(const std::string & path) : path_(path), file_(nullptr, std::fclose) {
-        // a pipe would block in open(), and the system would cut the name at a zero
+        // opening a pipe would block, and the system would truncate the name at a zero byte
         struct stat info{};
         if (path.find('\0') != std::string::npos) {
-            throw GgufError("the name of a model file holds a zero byte");
+            throw GgufError("the name of a model file contains a zero byte");
         }
         if (::stat(path.c_str(), &info) != 0) {
             throw GgufError("cannot open " + path + ": " + std::strerror(errno));
@@ -67,7 +67,7 @@ class Reader {
         return n;
     }
 
-    /// Throws GgufError for what ggml's reader would refuse without a word, or read for ever.
+    /// Throws GgufError for what ggml's reader would refuse without a reason, or read without end.
     void check_head() {
         struct {
             char magic[4];
@@ -91,7 +91,7 @@ class Reader {
         }
         if (head.n_tensors > std::min(size_ / smallest_tensor_info, max_tensors) ||
             head.n_keys > size_ / smallest_key_value) {
-            broken(path_, "its header claims more than the file can hold");
+            broken(path_, "its header claims more than the file can contain");
         }
     }
 
@@ -156,14 +156,14 @@ std::map<std::string, Index::Value> read_metadata(const gguf_context * g) {
         case GGUF_TYPE_STRING:
             out[key] = std::string(gguf_get_val_str(g, i));
             break;
-        default: // arrays: vocabularies, megabytes that nobody asks for here
+        default: // arrays: vocabularies of megabytes, which nobody needs here
             break;
         }
     }
     return out;
 }
 
-/// The value of an integer key of the type that llama.cpp's gguf-split writes, or what stands for a missing one.
+/// The value of an integer key if it has the type that llama.cpp's gguf-split writes, else `missing`.
 int64_t split_value(const gguf_context * g, const char * name, gguf_type type, int64_t missing) {
     const int64_t key = gguf_find_key(g, name);
     if (key < 0 || gguf_get_kv_type(g, key) != type) {
@@ -207,8 +207,7 @@ void Index::add_file(const std::string & path, size_t n_files) {
         info.offset = data + offset;
         std::copy_n(shape->ne, info.ne.size(), info.ne.begin());
         if (!by_name_.try_emplace(info.name, tensors_.size()).second) {
-            throw GgufError(path + " holds the tensor " + printable(info.name) +
-                            " a second time; download the model again");
+            throw GgufError(path + " contains the tensor " + printable(info.name) + " twice; download the model again");
         }
         tensors_.push_back(std::move(info));
     }

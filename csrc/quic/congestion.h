@@ -1,5 +1,4 @@
-// Congestion control for messages beside bulk data: an algorithm of picoquic's under which one small message leaves at
-// once.
+// Congestion control for messages beside bulk data: an algorithm of picoquic's that sends a small message at once.
 #pragma once
 
 #include <picoquic.h>
@@ -7,8 +6,7 @@
 
 namespace meshllm::quic {
 
-/// The algorithm of that name ("bbr", "cubic", ...) with room for a message. Throws std::runtime_error for unknown
-/// names.
+/// The algorithm of that name ("bbr", "cubic", ...) with room for a message. Throws std::runtime_error if unknown.
 ///
 /// A hidden state of 20 KB every few milliseconds looks to an algorithm like a path of little bandwidth: it closes the
 /// window to a few packets and spreads them over the round trip, so that each token waits for acknowledgements that are

@@ -39,8 +39,7 @@ class Endpoint {
 
     /// A new link to `address`, of the socket's family. A linked or a closed event follows.
     uint64_t dial(const sockaddr_storage & address);
-    /// `at_once`: nothing is sent to the peer, which may never have answered. A closed event follows, unless there was
-    /// one.
+    /// `at_once`: without informing the peer, which may never have answered. Emits a closed event unless there was one.
     void close(uint64_t link, const std::string & reason, bool at_once);
     LinkState state(uint64_t link);
 
@@ -55,8 +54,7 @@ class Endpoint {
     /// Takes the descriptor of a connected socket; it replaces the reader and the writer. A spliced event follows when
     /// both directions have ended or the stream has failed.
     void splice(uint64_t stream, int fd);
-    /// The stream has no reader and no writer any more. It is dropped, unless it is finished; then what is left is
-    /// sent.
+    /// The stream has no reader and no writer any more. Dropped unless finished; then it sends what is left.
     void release(uint64_t stream);
 
     /// Closes all links and ends the thread. May be called again.

@@ -221,7 +221,7 @@ bool Endpoint::prepare(std::span<uint8_t> space) {
     if (Link * link = link_of(cnx)) {
         link->bytes_sent += length;
         if (link->dialled()) {
-            next.local = {}; // as the system routes it: the address that it once had may be gone
+            next.local = {}; // the system chooses: the address used at first may no longer exist
         }
     }
     socket_.queue(next);

@@ -51,7 +51,7 @@ Link::Link(Shared & shared, uint64_t handle, picoquic_cnx_t * cnx, const sockadd
 int Link::on_event(uint64_t stream_id, uint8_t * bytes, size_t length, picoquic_call_back_event_t event,
                    Stream * stream) {
     if (closed_ && event != picoquic_callback_close) {
-        return 0; // our streams are gone, whichever picoquic still knows
+        return 0; // our streams have ended, even if picoquic still knows some
     }
     switch (event) {
     case picoquic_callback_almost_ready:

@@ -36,8 +36,8 @@ size_t pad_initial(picoquic_cnx_t * cnx, std::span<uint8_t> datagram, size_t len
 
 /// Makes picoquic prepare the next packet of `cnx` from the beginning.
 ///
-/// Its short cut for the later packets of a batch forgets the loss timer when the last packet is full
-/// (sender.c, picoquic_prepare_packet_ready_fast).
+/// Its short cut for the later packets of a batch (picoquic_prepare_packet_ready_fast in sender.c) forgets the loss
+/// timer when the last packet is full.
 void restore_loss_timer(picoquic_quic_t * quic, picoquic_cnx_t * cnx, uint64_t now_us);
 
 /// Bounds how long we delay acknowledgements for a peer that does not negotiate it (aioquic, quic-go).

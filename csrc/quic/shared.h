@@ -49,7 +49,7 @@ struct Shared {
 
   private:
     std::vector<Event> events_;
-    uint64_t next_handle_ = 1; // never used again, so that a handle stays valid when its owner is gone
+    uint64_t next_handle_ = 1; // never reused: a stale handle names nothing
 };
 
 } // namespace meshllm::quic

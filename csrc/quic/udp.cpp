@@ -34,7 +34,7 @@ struct Control {
 
     template <typename T>
     void add(int level, int type, const T & value) {
-        auto * const header = reinterpret_cast<cmsghdr *>(bytes + length);
+        auto * header = reinterpret_cast<cmsghdr *>(bytes + length);
         header->cmsg_level = level;
         header->cmsg_type = type;
         header->cmsg_len = CMSG_LEN(sizeof(T));

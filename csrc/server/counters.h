@@ -1,4 +1,4 @@
-// What a device server has done since it started; read by the console and by tests.
+// What a device server has done since it started, for the console and for tests.
 #pragma once
 
 #include <atomic>

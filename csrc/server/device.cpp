@@ -8,8 +8,8 @@ namespace meshllm::server {
 
 namespace {
 
-// Smaller allocations may be recycled by the C library with another client's data in them; larger ones come zeroed from
-// the kernel (glibc's largest M_MMAP_THRESHOLD is 32 MiB).
+// The C library may recycle smaller allocations, with another client's data in them; larger ones come zeroed from the
+// kernel (glibc's largest M_MMAP_THRESHOLD is 32 MiB).
 constexpr uint64_t always_fresh = 64 << 20;
 
 } // namespace
@@ -29,7 +29,7 @@ wire::DeviceMemory Device::memory() const {
     if (memory_limit_ != 0) {
         total = std::min<size_t>(total, memory_limit_);
     }
-    // ggml's CPU device reports all memory as free: subtract what our clients hold.
+    // ggml's CPU device reports all memory as free: subtract what our clients use.
     const uint64_t left = total > used_ ? total - used_ : 0;
     return {std::min<uint64_t>(free, left), total};
 }
@@ -49,7 +49,7 @@ wire::DeviceInfo Device::info() const {
 }
 
 ggml_backend_buffer_t Device::allocate(uint64_t size) {
-    std::lock_guard lock(allocating_); // or two clients together could pass the limit
+    std::lock_guard lock(allocating_); // or two clients together could exceed the limit
     if (size > memory().free || size > ggml_backend_buft_get_max_size(buffer_type_)) {
         return nullptr;
     }

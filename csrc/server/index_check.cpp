@@ -86,7 +86,7 @@ class IndexTracer {
             return;
         }
         require(memory_of(base).holds(memory_of(ids)) && ids->type == base->type,
-                "indices lie outside what computes them");
+                "indices lie outside the result that computes them");
         trace_maker(base, maker, limit);
     }
 
@@ -95,16 +95,17 @@ class IndexTracer {
         case GGML_OP_ARGSORT:
         case GGML_OP_TOP_K:
         case GGML_OP_ARGMAX: // values are positions in a row of the source
-            require(maker->src[0]->ne[0] <= limit, "indices reach beyond what they choose from");
+            require(maker->src[0]->ne[0] <= limit, "indices may exceed the range they select from");
             return;
         case GGML_OP_CONT:
         case GGML_OP_CPY:
         case GGML_OP_DUP:
         case GGML_OP_GET_ROWS:
-            require(maker->src[0]->type == maker->type && is_index(maker), "indices are computed");
+            require(maker->src[0]->type == maker->type && is_index(maker),
+                    "indices are computed in a way that cannot be checked");
             return trace(maker->src[0], at, limit);
         default:
-            throw UnmetRequirement{"indices are computed"};
+            throw UnmetRequirement{"indices are computed in a way that cannot be checked"};
         }
     }
 

@@ -25,7 +25,7 @@ void read_file(int fd, const std::string & file, uint64_t offset, uint8_t * out,
         }
         if (n <= 0) {
             throw std::runtime_error("cannot read weights from " + file + ": " +
-                                     (n == 0 ? "the file has become shorter" : std::strerror(errno)));
+                                     (n == 0 ? "the file was truncated while it was read" : std::strerror(errno)));
         }
         out += n;
         offset += static_cast<uint64_t>(n);
@@ -75,17 +75,17 @@ Models::Source Models::find(const wire::SetTensorGguf & request) const {
     std::lock_guard lock(mutex_);
     const auto model = models_.find(request.model);
     if (model == models_.end()) {
-        throw ProtocolError("this server does not have the model whose weights are asked for");
+        throw ProtocolError("this server does not have the model whose weights are requested");
     }
     const gguf::TensorInfo * info = model->second.find(request.name);
     if (info == nullptr) {
-        throw ProtocolError("the model has no tensor of the name that is asked for");
+        throw ProtocolError("the model has no tensor of the requested name");
     }
     if (info->type != request.type || info->ne != request.ne) {
-        throw ProtocolError("the tensor '" + info->name + "' has another type or shape in this server's file");
+        throw ProtocolError("the tensor '" + info->name + "' has a different type or shape in this server's file");
     }
     if (request.data_offset > info->size || request.range.size > info->size - request.data_offset) {
-        throw ProtocolError("the tensor '" + info->name + "' is shorter than the range that is asked for");
+        throw ProtocolError("the tensor '" + info->name + "' is shorter than the requested range");
     }
     return {model->second.files().at(info->file), info->offset + request.data_offset};
 }

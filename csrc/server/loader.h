@@ -17,10 +17,10 @@ struct ModelFiles {
     std::vector<std::string> files;
 };
 
-/// The models whose files this machine has. Sessions ask while it is replaced.
+/// The models whose files this machine has. They may be replaced while sessions use them.
 class Models {
   public:
-    /// These and no others from now on. Throws gguf::GgufError when a file is missing or broken; then nothing changes.
+    /// Replaces all models. Throws gguf::GgufError when a file is missing or broken; then nothing changes.
     void replace(const std::vector<ModelFiles> & models);
     std::vector<wire::Fingerprint> fingerprints() const;
 
@@ -28,7 +28,7 @@ class Models {
         std::string file;
         uint64_t offset; // in the file
     };
-    /// Where the bytes lie. Throws ProtocolError unless name, type, shape and range are those of the file.
+    /// Where the bytes are. Throws ProtocolError unless name, type, shape and range match the file.
     Source find(const wire::SetTensorGguf & request) const;
 
   private:

@@ -31,7 +31,7 @@ bool dense_rows(Tensor t) {
 bool dense(Tensor t) {
     return ggml_is_contiguous(t) && dense_rows(t);
 }
-/// Also in dimensions of one element, whose strides ggml_is_contiguous does not look at but some kernels assert.
+/// Also in dimensions of one element, whose strides ggml_is_contiguous ignores but some kernels assert.
 bool plain(Tensor t) {
     return dense(t) && t->nb[0] <= t->nb[1] && t->nb[1] <= t->nb[2] && t->nb[2] <= t->nb[3];
 }
@@ -45,14 +45,14 @@ bool divides(int64_t a, int64_t b) {
     return a > 0 ? b % a == 0 : b == 0;
 }
 
-/// `mask` may be laid over [ne0, rows, heads, batches] of `t`.
+/// `mask` broadcasts to [ne0, rows, heads, batches].
 void require_mask(Tensor mask, int64_t ne0, int64_t rows, int64_t heads, int64_t batches) {
     require(dense(mask) && mask->ne[0] == ne0 && mask->ne[1] >= rows && divides(mask->ne[2], heads) &&
                 divides(mask->ne[3], batches),
             "the mask does not fit");
 }
 
-/// Kernels copy rows with memcpy: source and destination are apart, or exactly the same.
+/// Kernels copy rows with memcpy: source and destination must be disjoint or identical.
 void require_apart(Tensor t, Tensor a) {
     if (t->data == nullptr || a->data == nullptr || ggml_is_empty(t)) {
         return;
@@ -87,7 +87,7 @@ void add_id(Tensor t) {
     require(dense_rows(t) && dense_rows(a) && dense_rows(b) && dense_rows(ids), "rows are not contiguous");
 }
 
-/// One value from each value, by position.
+/// Each value depends on the source's value at the same position only.
 void elementwise(Tensor t) {
     Tensor a = source(t, 0);
     require(ggml_are_same_shape(a, t), "the shapes do not fit");
@@ -197,7 +197,7 @@ void copy(Tensor t) {
     }
     require(ggml_is_quantized(a->type) && is(t, {GGML_TYPE_F32}) && ggml_get_type_traits(a->type)->to_float != nullptr,
             "the types do not fit");
-    // ggml dequantises by the shape of src[1] where a copy has one
+    // ggml dequantises by the shape of src[1] if a copy has one
     require(ggml_is_contiguous(a) && dense(t) && ggml_nelements(t) < UINT32_MAX, "the tensors are not contiguous");
     require(t->src[1] == nullptr ||
                 (ggml_are_same_shape(t->src[1], t) && dense(t->src[1]) && t->src[1]->type == t->type),
@@ -282,7 +282,7 @@ void soft_max(Tensor t) {
     }
 }
 
-// The kernel fills its cache of angles for whole rows and so reads ne[0] / 2 factors, also where only n_dims are used.
+// The kernel fills its cache of angles for whole rows, so it reads ne[0] / 2 factors even where only n_dims are used.
 void require_factors(Tensor factors, int n_dims, int64_t ne0) {
     require(is(factors, {GGML_TYPE_F32}) && dense(factors) && factors->ne[0] >= n_dims / 2, "the factors do not fit");
     if (factors->ne[0] < ne0 / 2 && factors->data != nullptr && factors->buffer != nullptr) {
@@ -315,7 +315,7 @@ void rope(Tensor t) {
         }
         require(total > 0 && total <= a->ne[0] && sections[0] + sections[1] + sections[2] > 0,
                 "the sections do not fit");
-        // the kernels divide by the first two sections together in vision mode
+        // in vision mode the kernels divide by the sum of the first two sections
         require(mode != GGML_ROPE_TYPE_VISION ||
                     (n_dims == a->ne[0] / 2 && offset == 0 && sections[0] > 0 && sections[1] > 0),
                 "the sections do not fit");

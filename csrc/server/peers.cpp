@@ -8,7 +8,7 @@ namespace meshllm::server {
 
 namespace {
 
-// What one stage may hold for another; a ubatch of 512 tokens of a 16k-wide model is 32 MiB.
+// Limits on what one stage queues for another; a ubatch of 512 tokens of a 16k-wide model is 32 MiB.
 constexpr uint64_t max_waiting_bytes = 256 << 20;
 constexpr size_t max_waiting_transfers = 4096;
 constexpr double connect_timeout_s = 5;
@@ -98,7 +98,7 @@ void PeerLink::enqueue(Item item, bool wait_for_room) {
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [&] { return !wait_for_room || !failure_.empty() || queued_bytes_ < max_waiting_bytes; });
     if (!failure_.empty() && wait_for_room) {
-        throw channel::TransportError("the way to the next stage is lost: " + failure_);
+        throw channel::TransportError("the link to the next stage is lost: " + failure_);
     }
     n_queued_++;
     queued_bytes_ += item.data.size();

@@ -13,17 +13,16 @@
 
 namespace meshllm::server {
 
-/// Tensors that other stages pushed to one session, until its command stream asks for them by transfer id.
+/// Tensors that other stages have pushed to one session, until its command stream takes them by transfer id.
 class Mailbox {
   public:
     /// Waits while the box is full, unless `transfer` is the one being waited for. False once the session has ended.
     bool put(uint64_t transfer, wire::Bytes data);
 
-    /// Waits for `transfer`; throws std::runtime_error after fail(). `alive` is asked now and then and throws to give
-    /// up.
+    /// Waits for `transfer`; throws std::runtime_error after fail(). Calls `alive` twice a second, which may throw.
     wire::Bytes take(uint64_t transfer, const std::function<void()> & alive);
 
-    /// The stage that pushes is gone: takes throw `why` from now on.
+    /// The stage that pushes is lost: take() throws `why` from now on.
     void fail(const std::string & why);
     void close();
 

@@ -9,7 +9,7 @@ namespace meshllm::server {
 namespace {
 
 constexpr size_t chunk = 1 << 20;
-constexpr double hello_timeout_s = 10; // a stranger who says nothing must not hold a connection
+constexpr double hello_timeout_s = 10; // a stranger that sends nothing must not occupy a connection
 
 } // namespace
 
@@ -50,7 +50,7 @@ void Session::run() {
         serve();
     } catch (const channel::TransportError & e) {
         shared_.log(std::string("client lost: ") + e.what());
-        fail("the host is gone");
+        fail("the host has disconnected");
     } catch (const std::exception & e) {
         shared_.counters.errors++;
         shared_.log(std::string("client refused: ") + e.what());
@@ -82,7 +82,7 @@ bool Session::read_header(Command & command) {
 
 wire::Bytes Session::payload() {
     wire::Bytes out;
-    while (remaining_ > 0) { // memory grows with what arrives, not with what is claimed
+    while (remaining_ > 0) { // memory grows with what arrives, not with the announced size
         const size_t n = std::min<uint64_t>(remaining_, chunk);
         out.resize(out.size() + n);
         if (!stream_.read_exactly(std::span(out).last(n))) {
@@ -235,7 +235,7 @@ void Session::dispatch_stock_data(Command command) {
         const auto h = head<wire::SetTensorHead>();
         return set_data(range_of(h.tensor, h.offset, remaining_));
     }
-    case Command::set_tensor_hash: // we have no cache of weights: SET_TENSOR_GGUF is our way
+    case Command::set_tensor_hash: // we have no cache of weights; SET_TENSOR_GGUF replaces it
         request_as<wire::SetTensorHash>();
         return reply_with(uint8_t(0));
     case Command::get_tensor: {
@@ -267,7 +267,7 @@ void Session::dispatch_mesh(Command command) {
     case Command::graph_run: {
         const auto r = request_as<wire::GraphRun>();
         if (r.slot >= wire::max_graph_slots) {
-            throw ProtocolError("a graph is run from a slot that does not exist");
+            throw ProtocolError("the graph to run is in a slot that does not exist");
         }
         return run_graph(slot(r.device, r.slot), r.device);
     }

@@ -13,7 +13,7 @@
 
 namespace meshllm {
 
-/// The peer broke the protocol: its fault, not ours. One line for a person.
+/// The peer violated the protocol: its fault, not ours. The message is one line for a person.
 class ProtocolError : public std::runtime_error {
     using std::runtime_error::runtime_error;
 };
@@ -62,7 +62,7 @@ class Reader {
                 return value;
             }
         }
-        throw ProtocolError("a variable-length integer is too long");
+        throw ProtocolError("a varint is longer than 10 bytes");
     }
 
     int64_t zigzag() {

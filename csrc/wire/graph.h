@@ -1,4 +1,4 @@
-// Tensors and graphs as they cross the wire: a flat list in which every tensor comes after those it reads.
+// Tensors and graphs as they cross the wire: a flat list in which every tensor follows those it reads.
 #pragma once
 
 #include "wire/frames.h"
@@ -21,7 +21,7 @@ struct TensorDesc {
     uint64_t view_offs = 0;
     uint64_t buffer = 0, offset = 0;
     int32_t use_count = 0;
-    std::string name; // some backends choose kernels by it
+    std::string name; // some backends choose kernels by name
 
     TensorDesc() { src.fill(none); }
 };
@@ -32,7 +32,7 @@ struct GraphDesc {
     std::vector<uint32_t> nodes; // indices of the tensors to compute, in order
 };
 
-/// Compact form (docs/protocol.md, "Graphs"): about 70 bytes a tensor where stock takes 296.
+/// The compact form (docs/protocol.md, "Graphs"): about 70 bytes per tensor, where stock takes 296.
 void encode_graph(const GraphDesc & graph, Bytes & out);
 GraphDesc decode_graph(ByteView payload);
 
@@ -42,7 +42,7 @@ struct GraphPut {
 };
 GraphPut decode_graph_put(ByteView payload);
 
-/// Where a stock client's address lies: stock puts `base + offset` into StockTensor::data.
+/// The addresses that stock clients see: StockTensor::data is `base + offset`.
 class AddressMap {
   public:
     virtual ~AddressMap() = default;
