@@ -12,18 +12,16 @@ set(MESH_QUIC ON)
 set(quic_sources ${CMAKE_SOURCE_DIR}/third_party/quic)
 execute_process(
     COMMAND ${Python_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/picoquic.py ${quic_sources}
+    OUTPUT_VARIABLE picoquic_sources OUTPUT_STRIP_TRAILING_WHITESPACE
     RESULT_VARIABLE picoquic_result)
 if(NOT picoquic_result EQUAL 0)
     message(FATAL_ERROR "picoquic's source could not be fetched; see the lines above")
 endif()
 
-file(GLOB picoquic_sources ${quic_sources}/picoquic/picoquic/*.c)
-list(FILTER picoquic_sources EXCLUDE REGEX "winsockloop|minicrypto|mbedtls|memory_log|picoqmux")
+string(REPLACE "\n" ";" picoquic_sources "${picoquic_sources}")
 set(picotls ${quic_sources}/picotls)
-set(picotls_sources ${picotls}/lib/picotls.c ${picotls}/lib/pembase64.c ${picotls}/lib/hpke.c ${picotls}/lib/openssl.c
-                    ${picotls}/lib/asn1.c)
 
-add_library(picoquic STATIC ${picoquic_sources} ${picotls_sources})
+add_library(picoquic STATIC ${picoquic_sources})
 target_include_directories(picoquic SYSTEM PUBLIC ${quic_sources}/picoquic/picoquic ${picotls}/include)
 target_compile_options(picoquic PRIVATE -w)
 target_compile_definitions(picoquic PUBLIC DISABLE_DEBUG_PRINTF PICOQUIC_WITHOUT_SSLKEYLOG)

@@ -10,9 +10,8 @@ namespace meshllm::backend {
 
 namespace {
 
-constexpr size_t piece = 256 << 20; // larger writes and reads are cut
-constexpr size_t row_padding =
-    512; // elements; what GPUs pad rows of quantised weights to (stock client's rule)
+constexpr size_t piece = 256 << 20; // bytes; larger writes and reads are split
+constexpr size_t row_padding = 512; // elements, to which GPUs pad rows of quantised weights (the stock client's rule)
 
 Stage & stage_of(ggml_backend_buffer_type_t type) {
     return *static_cast<Stage *>(type->context);
@@ -55,15 +54,13 @@ ggml_status init_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor) {
     return ok ? GGML_STATUS_SUCCESS : GGML_STATUS_FAILED;
 }
 
-void set_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor, const void * data, size_t offset,
-                size_t size) {
+void set_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
     BufferContext & context = context_of(buffer);
     context.link->guarded([&] { queue_set(*context.stage, tensor, data, offset, size); });
 }
 
-// ggml lets no error out of here: a lost stage reads as zeros, and the next graph fails.
-void get_tensor(ggml_backend_buffer_t buffer, const ggml_tensor * tensor, void * data, size_t offset,
-                size_t size) {
+// ggml gives this function no way to fail: a lost stage reads as zeros, and the next graph fails.
+void get_tensor(ggml_backend_buffer_t buffer, const ggml_tensor * tensor, void * data, size_t offset, size_t size) {
     BufferContext & context = context_of(buffer);
     const bool ok = context.link->guarded([&] {
         queue_get(*context.stage, tensor, data, offset, size);
@@ -74,8 +71,7 @@ void get_tensor(ggml_backend_buffer_t buffer, const ggml_tensor * tensor, void *
     }
 }
 
-void memset_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor, uint8_t value, size_t offset,
-                   size_t size) {
+void memset_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor, uint8_t value, size_t offset, size_t size) {
     const std::vector<uint8_t> bytes(std::min(size, piece), value);
     for (size_t done = 0; done < size; done += bytes.size()) {
         set_tensor(buffer, tensor, bytes.data(), offset + done, std::min(bytes.size(), size - done));
@@ -85,8 +81,7 @@ void memset_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor, uint8_t v
 void clear(ggml_backend_buffer_t buffer, uint8_t value) {
     BufferContext & context = context_of(buffer);
     context.link->guarded([&] {
-        context.link->send(wire::Command::buffer_clear,
-                           wire::view_of(wire::BufferClear{context.handle, value}));
+        context.link->send(wire::Command::buffer_clear, wire::view_of(wire::BufferClear{context.handle, value}));
     });
 }
 
@@ -110,7 +105,7 @@ const char * get_name(ggml_backend_buffer_type_t type) {
     return stage_of(type).name.c_str();
 }
 
-// Buffers get addresses far apart and far from real memory, so that ggml may compare them.
+// Addresses that are never dereferenced, far apart and far from real memory, so that ggml can compare them.
 uint8_t * next_base(size_t size) {
     static std::atomic<uint64_t> next{uint64_t(1) << 50};
     const uint64_t span = (size + (uint64_t(1) << 30)) & ~((uint64_t(1) << 30) - 1);
@@ -132,8 +127,8 @@ ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t type, size_t size)
         }
         return nullptr;
     }
-    auto context = std::make_unique<BufferContext>(
-        BufferContext{stage.link, &stage, reply.buffer, next_base(reply.size)});
+    auto context =
+        std::make_unique<BufferContext>(BufferContext{stage.link, &stage, reply.buffer, next_base(reply.size)});
     return ggml_backend_buffer_init(type, buffer_interface, context.release(), reply.size);
 }
 
@@ -154,13 +149,12 @@ AllocKey alloc_key(const ggml_tensor * t) {
     at = std::copy_n(t->nb, wire::n_dims, at);
     at = std::transform(t->op_params, t->op_params + wire::n_op_params, at,
                         [](int32_t p) { return static_cast<uint32_t>(p); });
-    std::transform(t->src, t->src + wire::n_srcs, at, [](const ggml_tensor * s) -> uint64_t {
-        return s == nullptr ? 0 : uint64_t(s->type) + 1;
-    });
+    std::transform(t->src, t->src + wire::n_srcs, at,
+                   [](const ggml_tensor * s) -> uint64_t { return s == nullptr ? 0 : uint64_t(s->type) + 1; });
     return key;
 }
 
-uint64_t ask_alloc_size(StageLink & link, const ggml_tensor * tensor) {
+uint64_t query_alloc_size(StageLink & link, const ggml_tensor * tensor) {
     wire::AllocSizeRequest request{};
     request.device = link.config().device;
     request.tensor = wire::to_stock(describe_tensor(tensor, nullptr), 1, link);
@@ -188,14 +182,14 @@ size_t get_alloc_size(ggml_backend_buffer_type_t type, const ggml_tensor * tenso
         const AllocKey key = alloc_key(tensor);
         auto it = known.find(key);
         if (it == known.end()) {
-            it = known.emplace(key, ask_alloc_size(link, tensor)).first;
+            it = known.emplace(key, query_alloc_size(link, tensor)).first;
         }
         size = it->second;
     });
-    return std::max<size_t>(size, plain); // stock's strides have 32 bits: a cut one comes back too small
+    return std::max<size_t>(size, plain); // stock strides have 32 bits: a truncated one returns too small a size
 }
 
-/// Offers the write to the stage's own files. True when it took it.
+/// Lets the stage read these bytes from its own files. False when it cannot.
 bool queue_gguf(Stage & stage, const ggml_tensor * tensor, const uint8_t * data, size_t offset, size_t size) {
     StageLink & link = *stage.link;
     auto request = stage.weights->find(tensor, data, offset, size);
@@ -212,7 +206,7 @@ bool queue_gguf(Stage & stage, const ggml_tensor * tensor, const uint8_t * data,
     }
     request->range = range_of(tensor, offset, size);
     link.send(wire::Command::set_tensor_gguf, wire::encode(*request));
-    link.flush(); // the stage reads while we go on
+    link.flush(); // the stage reads while we continue
     link.counters().weight_bytes_local += size;
     return true;
 }
@@ -232,8 +226,8 @@ const BufferContext * stage_buffer(ggml_backend_buffer_t buffer) {
 
 wire::ByteRange range_of(const ggml_tensor * tensor, size_t offset, size_t size) {
     const BufferContext * context = stage_buffer(memory_of(tensor));
-    return {context->handle,
-            static_cast<uint64_t>(static_cast<uint8_t *>(tensor->data) - context->base) + offset, size};
+    return {context->handle, static_cast<uint64_t>(static_cast<uint8_t *>(tensor->data) - context->base) + offset,
+            size};
 }
 
 void queue_set(Stage & stage, const ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
@@ -250,8 +244,7 @@ void queue_set(Stage & stage, const ggml_tensor * tensor, const void * data, siz
         const wire::ByteView body(bytes + done, n);
         if (link.mesh()) {
             const wire::ByteRange range = range_of(tensor, offset + done, n);
-            link.send(wire::Command::set_bytes, wire::view_of(wire::SetBytesHead{range.buffer, range.offset}),
-                      body);
+            link.send(wire::Command::set_bytes, wire::view_of(wire::SetBytesHead{range.buffer, range.offset}), body);
         } else {
             const wire::SetTensorHead head{stock_tensor(link, tensor), 0, offset + done};
             link.send(wire::Command::set_tensor, wire::view_of(head), body);

@@ -11,22 +11,21 @@
 
 namespace meshllm::backend {
 
-/// All that a tensor's memory may depend on, but for the sizes of its sources: those of the reserved graph
-/// are the largest, and with them in the key every growing context would ask again (the reasoning of stock's
-/// client).
+/// Everything that a tensor's allocation size may depend on, except for the sizes of its sources: those of the reserved
+/// graph are the largest, and with them in the key a growing context would cause a query each time (the stock client's
+/// rule).
 using AllocKey = std::array<uint64_t, 2 + 2 * wire::n_dims + wire::n_op_params + wire::n_srcs>;
 
-/// One stage: its link and what hangs on it. Lives as long as the process.
+/// One stage: its link and everything that depends on it. Lives as long as the process.
 struct Stage {
     std::shared_ptr<StageLink> link;
     std::unique_ptr<GraphCache> graphs;
     const Weights * weights = nullptr;
-    std::map<AllocKey, uint64_t> alloc_sizes; // guarded by the link's lock, like all below
+    std::map<AllocKey, uint64_t> alloc_sizes; // guarded by the link's mutex, as is what follows
     std::unordered_map<std::string, bool> supported_ops;
     bool warned_no_model = false;
     uint64_t next_peer = 0;
-    std::unordered_map<const StageLink *, std::optional<uint32_t>>
-        peers; // whom it pushes to; nothing: it cannot
+    std::unordered_map<const StageLink *, std::optional<uint32_t>> peers; // that it can push to; nullopt: it cannot
     ggml_backend_buffer_type buffer_type{};
     ggml_backend_device device{};
     std::string name, description;
@@ -36,18 +35,18 @@ struct BufferContext {
     std::shared_ptr<StageLink> link;
     Stage * stage;
     uint64_t handle;
-    uint8_t * base; // an address that is never used, only counted from
+    uint8_t * base; // never dereferenced; offsets are relative to it
 };
 
 /// Null for a buffer of another backend.
 const BufferContext * stage_buffer(ggml_backend_buffer_t buffer);
 
-/// The buffer that a tensor, or what it is a view of, lies in.
+/// The buffer of a tensor, or of the tensor that it is a view of.
 inline ggml_backend_buffer_t memory_of(const ggml_tensor * tensor) {
     return tensor->view_src != nullptr ? tensor->view_src->buffer : tensor->buffer;
 }
 
-/// Where `size` bytes at `offset` of a tensor lie in its stage's memory.
+/// `size` bytes at `offset` of a tensor, as a range of its stage's buffer.
 wire::ByteRange range_of(const ggml_tensor * tensor, size_t offset, size_t size);
 
 /// Queue a write of, or a read from, a tensor; inside link->guarded().

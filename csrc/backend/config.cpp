@@ -8,7 +8,7 @@ namespace meshllm::backend {
 
 namespace {
 
-constexpr size_t max_stages = 16; // GGML_SCHED_MAX_BACKENDS less HOST and CPU leaves 14
+constexpr size_t max_stages = 16; // GGML_SCHED_MAX_BACKENDS; HOST and CPU leave 14
 
 wire::Fingerprint parse_fingerprint(const std::string & hex) {
     wire::Fingerprint out;

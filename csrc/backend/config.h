@@ -1,4 +1,4 @@
-// What the engine tells the backend: the JSON file that MESH_LLM_BACKEND_CONFIG names (docs/architecture.md).
+// The backend's configuration: the JSON file that MESH_LLM_BACKEND_CONFIG names (docs/architecture.md).
 #pragma once
 
 #include "wire/frames.h"
@@ -16,7 +16,7 @@ struct Config {
     std::vector<StageConfig> stages; // in the order of the layers
     std::string host_device;         // ggml's name of the host's own device
     wire::Fingerprint fingerprint{};
-    std::vector<std::string> model_files; // empty: weights always travel
+    std::vector<std::string> model_files; // empty: weights are always sent
     std::string counters_file;            // empty: counters stay in memory
     double connect_timeout_s = 10;
 };

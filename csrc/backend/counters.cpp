@@ -1,6 +1,6 @@
 #include "backend/counters.h"
 
-#include "channel/stream.h"
+#include "channel/fd.h"
 
 #include <algorithm>
 #include <cstring>
@@ -12,8 +12,7 @@ namespace meshllm::backend {
 
 namespace {
 
-constexpr size_t file_size = 8192, stages_at = 64, n_stages_at = 8, state_at = 12, error_at = 4608,
-                 error_size = 512;
+constexpr size_t file_size = 8192, stages_at = 64, n_stages_at = 8, state_at = 12, error_at = 4608, error_size = 512;
 constexpr char magic[] = "MLCOUNT1";
 
 } // namespace

@@ -1,4 +1,4 @@
-// Counters of each stage in a file that the engine maps too; its layout is in docs/architecture.md.
+// Counters of each stage, in a file that mesh-llm maps too; docs/architecture.md has its layout.
 #pragma once
 
 #include <atomic>
@@ -9,9 +9,9 @@ namespace meshllm::backend {
 
 /// One block of 32 little-endian 64-bit numbers.
 struct StageCounters {
-    std::atomic<uint64_t> frames_sent, frames_received, bytes_sent, bytes_received, blocking_waits,
-        graph_hits, graph_sends, graph_bytes, weight_bytes_sent, weight_bytes_local, pushes, push_bytes,
-        relays, relay_bytes, supports_op_queries, alloc_size_queries, wait_ns, lost, reserved[14];
+    std::atomic<uint64_t> frames_sent, frames_received, bytes_sent, bytes_received, blocking_waits, graph_hits,
+        graph_sends, graph_bytes, weight_bytes_sent, weight_bytes_local, pushes, push_bytes, relays, relay_bytes,
+        supports_op_queries, alloc_size_queries, wait_ns, lost, reserved[14];
 };
 static_assert(sizeof(StageCounters) == 256);
 
@@ -27,7 +27,7 @@ class CountersFile {
 
     StageCounters & stage(size_t index);
     void set_state(State state);
-    /// The first error stays: later ones follow from it.
+    /// Keeps the first error: later ones are its consequences.
     void set_error(const std::string & text);
 
   private:

@@ -29,7 +29,7 @@ wire::TensorDesc describe_tensor(const ggml_tensor * t, const StageLink * link) 
 
 namespace {
 
-/// Numbers the tensors of a graph so that each comes after those it reads.
+/// Numbers the tensors of a graph so that each follows those it reads.
 class Describer {
   public:
     Describer(const ggml_cgraph * graph, const StageLink & link, wire::GraphDesc & out)
@@ -44,7 +44,7 @@ class Describer {
     }
 
   private:
-    // Nodes come in an order in which sources precede them, so recursion is only as deep as a chain of views.
+    // Sources precede the nodes that read them, so the recursion is only as deep as a chain of views.
     uint32_t add_node(const ggml_tensor * t) {
         wire::TensorDesc d = describe_tensor(t, &link_);
         for (int i = 0; i < wire::n_srcs; i++) {
@@ -111,8 +111,7 @@ void GraphCache::compute(const ggml_cgraph * graph) {
 }
 
 size_t GraphCache::find_uid(uint64_t uid) const {
-    const auto it =
-        std::ranges::find_if(slots_, [&](const Slot & s) { return !s.encoded.empty() && s.uid == uid; });
+    const auto it = std::ranges::find_if(slots_, [&](const Slot & s) { return !s.encoded.empty() && s.uid == uid; });
     return static_cast<size_t>(it - slots_.begin());
 }
 
@@ -124,8 +123,7 @@ size_t GraphCache::least_used() const {
 void GraphCache::run(size_t slot) {
     const uint32_t device = link_.config().device;
     if (link_.mesh()) {
-        link_.send(wire::Command::graph_run,
-                   wire::view_of(wire::GraphRun{device, static_cast<uint32_t>(slot)}));
+        link_.send(wire::Command::graph_run, wire::view_of(wire::GraphRun{device, static_cast<uint32_t>(slot)}));
     } else {
         link_.send(wire::Command::graph_recompute, wire::view_of(device));
     }
@@ -135,8 +133,7 @@ size_t GraphCache::find_or_send(const ggml_cgraph * graph) {
     const wire::GraphDesc desc = describe_graph(graph, link_, link_.config().device);
     wire::Bytes encoded;
     wire::encode_graph(desc, encoded);
-    const size_t hash =
-        std::hash<std::string_view>{}({reinterpret_cast<const char *>(encoded.data()), encoded.size()});
+    const size_t hash = std::hash<std::string_view>{}({reinterpret_cast<const char *>(encoded.data()), encoded.size()});
     for (size_t i = 0; i < slots_.size(); i++) {
         if (slots_[i].hash == hash && slots_[i].encoded == encoded) {
             link_.counters().graph_hits++;

@@ -1,7 +1,6 @@
-// Graphs of one device: encoded once per shape, kept by the server in numbered slots, run again by number.
+// Graphs of one device: encoded once per shape, kept by the server in numbered slots, and run again by number.
 //
-// Which graph lies in which slot is decided here alone, least recently used first, so the two sides cannot
-// disagree.
+// Only this side decides which graph is in which slot, least recently used first, so that the two cannot disagree.
 #pragma once
 
 #include "backend/link.h"
@@ -22,7 +21,7 @@ class GraphCache {
 
   private:
     struct Slot {
-        wire::Bytes encoded; // empty: nothing there
+        wire::Bytes encoded; // empty: the slot is free
         size_t hash = 0;
         uint64_t uid = 0; // of the last ggml graph that encoded to this
         uint64_t used = 0;
@@ -38,10 +37,10 @@ class GraphCache {
     uint64_t clock_ = 0;
 };
 
-/// A graph as it crosses the wire. What other splits computed becomes a leaf: it lies in memory already.
+/// A graph as it crosses the wire. What other splits have computed becomes a leaf: it is in memory already.
 wire::GraphDesc describe_graph(const ggml_cgraph * graph, const StageLink & link, uint32_t device);
 
-/// One tensor without sources; memory of other stages is left out.
+/// One tensor without its sources, and without its memory when that is on another stage.
 wire::TensorDesc describe_tensor(const ggml_tensor * tensor, const StageLink * link);
 
 } // namespace meshllm::backend

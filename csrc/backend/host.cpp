@@ -15,12 +15,12 @@ struct HostBackend {
     Host * host;
     ggml_backend_ptr inner;
     std::unique_ptr<compute::CpuThreads> threads; // freed before the backend it belongs to
-    struct Arrival {                              // on its way into memory that we cannot address
+    struct Arrival {                              // a result on its way into memory that we cannot address
         ggml_tensor * dst;
         std::vector<uint8_t> bytes;
     };
     std::vector<Arrival> arrivals;
-    std::vector<StageLink *> awaited; // stages whose result the next graph needs
+    std::vector<StageLink *> awaited; // stages whose results the next graph needs
 };
 
 Host & host_of(ggml_backend_dev_t device) {
@@ -46,7 +46,7 @@ void backend_free(ggml_backend_t backend) {
     delete backend;
 }
 
-/// Waits for what the stages send. False when one of them is lost.
+/// Waits for the results of the stages. False when one of them is lost.
 bool arrive(HostBackend & self) {
     bool ok = true;
     for (StageLink * link : std::exchange(self.awaited, {})) {
@@ -60,13 +60,11 @@ bool arrive(HostBackend & self) {
     return ok;
 }
 
-void set_tensor_async(ggml_backend_t backend, ggml_tensor * tensor, const void * data, size_t offset,
-                      size_t size) {
+void set_tensor_async(ggml_backend_t backend, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
     ggml_backend_tensor_set_async(of(backend).inner.get(), tensor, data, offset, size);
 }
 
-void get_tensor_async(ggml_backend_t backend, const ggml_tensor * tensor, void * data, size_t offset,
-                      size_t size) {
+void get_tensor_async(ggml_backend_t backend, const ggml_tensor * tensor, void * data, size_t offset, size_t size) {
     ggml_backend_tensor_get_async(of(backend).inner.get(), tensor, data, offset, size);
 }
 
@@ -102,7 +100,7 @@ ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph * graph) {
     if (!arrive(self)) {
         return GGML_STATUS_FAILED;
     }
-    for (StageLink * link : self.host->links) { // also one whose result was not needed here
+    for (StageLink * link : self.host->links) { // including those whose results were not needed here
         if (link->lost()) {
             return GGML_STATUS_FAILED;
         }
@@ -110,15 +108,14 @@ ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph * graph) {
     return ggml_backend_graph_compute_async(self.inner.get(), graph);
 }
 
-void graph_optimize(ggml_backend_t backend, ggml_cgraph * graph,
-                    ggml_backend_graph_optimize_params * params) {
+void graph_optimize(ggml_backend_t backend, ggml_cgraph * graph, ggml_backend_graph_optimize_params * params) {
     ggml_backend_t inner = of(backend).inner.get();
     if (inner->iface.graph_optimize != nullptr) {
         inner->iface.graph_optimize(inner, graph, params);
     }
 }
 
-// --- events: the inner device's where it has them; a device without them has computed when it returns ---
+// --- events: the inner device's, if it has any; a device without events computes synchronously ---
 
 ggml_backend_event_t inner_event(ggml_backend_event_t event) {
     return static_cast<ggml_backend_event_t>(event->context);
@@ -202,8 +199,8 @@ ggml_backend_t init_backend(ggml_backend_dev_t device, const char * params) {
         return nullptr;
     }
     auto threads = std::make_unique<compute::CpuThreads>(inner.get(), compute::default_threads());
-    auto self = std::make_unique<HostBackend>(
-        HostBackend{&host_of(device), std::move(inner), std::move(threads), {}, {}});
+    auto self =
+        std::make_unique<HostBackend>(HostBackend{&host_of(device), std::move(inner), std::move(threads), {}, {}});
     return new ggml_backend{host_guid(), backend_interface, device, self.release()};
 }
 
@@ -215,8 +212,7 @@ ggml_backend_buffer_type_t host_buffer_type(ggml_backend_dev_t device) {
     return ggml_backend_dev_host_buffer_type(host_of(device).inner);
 }
 
-ggml_backend_buffer_t buffer_from_host_ptr(ggml_backend_dev_t device, void * p, size_t size,
-                                           size_t max_tensor_size) {
+ggml_backend_buffer_t buffer_from_host_ptr(ggml_backend_dev_t device, void * p, size_t size, size_t max_tensor_size) {
     return ggml_backend_dev_buffer_from_host_ptr(host_of(device).inner, p, size, max_tensor_size);
 }
 
@@ -275,8 +271,8 @@ ggml_backend_buffer_type_t * extra_buffer_types(ggml_backend_dev_t device) {
         return nullptr;
     }
     ggml_backend_dev_t inner = host_of(device).inner;
-    auto * get = reinterpret_cast<ggml_backend_dev_get_extra_bufts_t>(ggml_backend_reg_get_proc_address(
-        ggml_backend_dev_backend_reg(inner), "ggml_backend_dev_get_extra_bufts"));
+    auto * get = reinterpret_cast<ggml_backend_dev_get_extra_bufts_t>(
+        ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(inner), "ggml_backend_dev_get_extra_bufts"));
     return get == nullptr ? nullptr : get(inner);
 }
 

@@ -1,8 +1,7 @@
-// HOST: the host's own device in a thin wrapper, the last in the order, so that logits stay here.
+// HOST: a thin wrapper around the host's own device, last in order, so that the logits are computed here.
 //
-// ggml copies the last stage's result to a plain device with a function that cannot fail. The wrapper takes
-// it asynchronously and waits inside graph_compute, where a lost stage can be reported
-// (docs/architecture.md).
+// ggml copies the last stage's result to a plain device with a function that cannot fail. The wrapper receives it
+// asynchronously and waits inside graph_compute, which can report a lost stage (docs/architecture.md).
 #pragma once
 
 #include "backend/stage.h"
@@ -10,7 +9,7 @@
 namespace meshllm::backend {
 
 struct Host {
-    ggml_backend_dev_t inner = nullptr; // the device that is wrapped
+    ggml_backend_dev_t inner = nullptr; // the wrapped device
     ggml_backend_device device{};
     std::vector<StageLink *> links; // of all stages
 };

@@ -10,8 +10,8 @@ namespace meshllm::backend {
 
 namespace {
 
-constexpr size_t gather_limit = 64 << 10; // frames gathered before they are handed over anyway
-constexpr size_t copy_limit = 32 << 10;   // larger bodies are sent from where they lie
+constexpr size_t gather_limit = 64 << 10; // bytes of frames, which are then handed to the kernel anyway
+constexpr size_t copy_limit = 32 << 10;   // bytes; larger bodies are sent without a copy
 
 } // namespace
 
@@ -55,7 +55,7 @@ void StageLink::mark_lost(const std::string & why) {
     file_.set_state(State::lost);
     pending_.clear();
     out_.clear();
-    stream_.reset(); // the server frees what we held
+    stream_.reset(); // the server then frees our memory
 }
 
 void StageLink::send(wire::Command command, wire::ByteView head, wire::ByteView body) {
@@ -106,11 +106,10 @@ void StageLink::wait_for(uint64_t ticket) {
     exchange(nothing, true, ticket);
     counters_.blocking_waits++;
     counters_.wait_ns += static_cast<uint64_t>(
-        std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - begin)
-            .count());
+        std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - begin).count());
 }
 
-// Sends all of `out` and reads replies meanwhile; with `until_replied` goes on until `ticket` is completed.
+// Sends all of `out`, reading replies meanwhile; with `until_replied`, continues until `ticket` is complete.
 void StageLink::exchange(wire::ByteView & out, bool until_replied, uint64_t ticket) {
     while (!out.empty() || (until_replied && completed_ < ticket)) {
         if (!out.empty()) {
@@ -119,9 +118,8 @@ void StageLink::exchange(wire::ByteView & out, bool until_replied, uint64_t tick
                 continue;
             }
         }
-        pollfd p{stream_->fd(),
-                 static_cast<short>((out.empty() ? 0 : POLLOUT) | (pending_.empty() ? 0 : POLLIN)), 0};
-        ::poll(&p, 1, -1); // a machine that died silently ends the wait by the socket's own probes
+        pollfd p{stream_->fd(), static_cast<short>((out.empty() ? 0 : POLLOUT) | (pending_.empty() ? 0 : POLLIN)), 0};
+        ::poll(&p, 1, -1); // the socket's keep-alive probes end the wait when the other machine dies silently
         if (!pending_.empty()) {
             read_replies();
         }
@@ -170,7 +168,7 @@ void StageLink::begin_reply() {
     if (mesh() && (size & wire::reply_error_bit)) {
         error_.emplace(std::min<uint64_t>(size & ~wire::reply_error_bit, wire::max_error_text));
     } else if (size != pending_.front().size) {
-        throw ProtocolError("the server's answer has another size than was asked for");
+        throw ProtocolError("the server's reply has an unexpected size");
     }
 }
 

@@ -1,8 +1,8 @@
 // The host's end of one stage: frames out, replies in, and the only place that waits for the network.
 //
-// Nothing here starts a thread. Frames are gathered and handed to the kernel when a graph is to run; while
-// the kernel takes no more, replies are read meanwhile, so two full sockets cannot block each other. A reply
-// is awaited only by wait(): that is the blocking wait that is counted.
+// Nothing here starts a thread. Frames are gathered and handed to the kernel when a graph has to run; while the kernel
+// accepts no more, replies are read, so two full sockets cannot block each other. Only wait() blocks for a reply; these
+// are the blocking waits that the counters count.
 #pragma once
 
 #include "backend/config.h"
@@ -22,7 +22,7 @@ class StageLink : public wire::AddressMap {
   public:
     StageLink(std::string label, StageConfig config, CountersFile & file, size_t index);
 
-    /// Throws in words when the server cannot be reached or does not fit.
+    /// Throws, with one line for the user, when the server cannot be reached or is incompatible.
     void connect(double timeout_s);
 
     const std::string & label() const { return label_; } // "STAGE0"
@@ -36,15 +36,15 @@ class StageLink : public wire::AddressMap {
     StageCounters & counters() { return counters_; }
     std::recursive_mutex & mutex() { return mutex_; }
 
-    /// Runs `work` under the lock. When it throws, the stage is lost: that is logged once, and false
-    /// returned, now and at every later call.
+    /// Runs `work` with the mutex locked. When it throws, the stage is lost: this is logged once, and this call and all
+    /// later ones return false.
     bool guarded(const std::function<void()> & work);
 
     // All below throw TransportError or ProtocolError; call them inside guarded().
 
     /// A command without a reply; `body` is copied or sent before this returns.
     void send(wire::Command command, wire::ByteView head, wire::ByteView body = {});
-    /// Hands everything gathered to the kernel.
+    /// Hands all gathered frames to the kernel.
     void flush();
     /// A command whose reply of exactly `size` bytes goes to `out` by the next wait().
     void request_into(wire::Command command, wire::ByteView payload, void * out, size_t size);
@@ -63,7 +63,7 @@ class StageLink : public wire::AddressMap {
         return reply;
     }
 
-    /// Where a stock address of `buffer` begins; asked once.
+    /// The stock base address of `buffer`; asked once.
     uint64_t base_of(uint64_t buffer) const override;
     void forget_base(uint64_t buffer) { bases_.erase(buffer); }
 

@@ -1,4 +1,4 @@
-// The door by which ggml loads the library: GGML_BACKEND_PATH names it, MESH_LLM_BACKEND_CONFIG its stages.
+// The entry point by which ggml loads the library: GGML_BACKEND_PATH names it, MESH_LLM_BACKEND_CONFIG its stages.
 #include "backend/host.h"
 
 #include <ggml-impl.h>
@@ -76,7 +76,7 @@ ggml_backend_reg_t start(const std::string & config_path) {
     for (size_t i = 0; i < n_stages; i++) {
         auto stage = connect_stage(*mesh, i);
         if (!stage) {
-            mesh.release(); // links may be referred to by what was logged
+            mesh.release(); // never freed, as above
             return nullptr;
         }
         mesh->stages.push_back(std::move(stage));

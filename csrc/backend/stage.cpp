@@ -18,10 +18,10 @@ ggml_guid_t stage_guid() {
     return &guid;
 }
 
-// --- events: a place in the link's stream of requests ---
+// --- events: a position in the link's stream of requests ---
 
 struct EventContext {
-    uint64_t ticket = 0; // replies up to here are in when the event has happened
+    uint64_t ticket = 0; // the event is complete when the replies up to this one have arrived
 };
 
 ggml_backend_event_t event_new(ggml_backend_dev_t device) {
@@ -33,7 +33,7 @@ void event_free(ggml_backend_dev_t /*device*/, ggml_backend_event_t event) {
     delete event;
 }
 
-// Commands run in order and own what they carry; only replies can still be missing.
+// Commands run in order and own their data, so only replies can be outstanding.
 void event_synchronize(ggml_backend_dev_t device, ggml_backend_event_t event) {
     StageLink & link = *device_stage(device).link;
     link.guarded([&] { link.wait_for(static_cast<EventContext *>(event->context)->ticket); });
@@ -43,8 +43,7 @@ void event_record(ggml_backend_t backend, ggml_backend_event_t event) {
     static_cast<EventContext *>(event->context)->ticket = stage_of(backend)->link->ticket();
 }
 
-void event_wait(ggml_backend_t /*backend*/, ggml_backend_event_t /*event*/) {
-} // one stream: in order by itself
+void event_wait(ggml_backend_t /*backend*/, ggml_backend_event_t /*event*/) {} // one stream is in order by itself
 
 // --- backend ---
 
@@ -56,14 +55,12 @@ void backend_free(ggml_backend_t backend) {
     delete backend;
 }
 
-void set_tensor_async(ggml_backend_t backend, ggml_tensor * tensor, const void * data, size_t offset,
-                      size_t size) {
+void set_tensor_async(ggml_backend_t backend, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
     Stage & stage = *stage_of(backend);
     stage.link->guarded([&] { queue_set(stage, tensor, data, offset, size); });
 }
 
-void get_tensor_async(ggml_backend_t backend, const ggml_tensor * tensor, void * data, size_t offset,
-                      size_t size) {
+void get_tensor_async(ggml_backend_t backend, const ggml_tensor * tensor, void * data, size_t offset, size_t size) {
     Stage & stage = *stage_of(backend);
     stage.link->guarded([&] { queue_get(stage, tensor, data, offset, size); });
 }
@@ -90,7 +87,7 @@ uint64_t next_transfer() {
     return next++;
 }
 
-/// Whether `from` can push to `to`: asked once, the first time it is needed.
+/// The number under which `from` can push to `to`, if it can; asked once, when first needed.
 std::optional<uint32_t> peer_number(Stage & from, Stage & to) {
     const auto known = from.peers.find(to.link.get());
     if (known != from.peers.end()) {
@@ -104,18 +101,17 @@ std::optional<uint32_t> peer_number(Stage & from, Stage & to) {
             number = next;
         } else {
             GGML_LOG_WARN("mesh-llm: %s (%s) cannot reach %s at %s: the host relays between them\n",
-                          from.link->label().c_str(), from.link->config().name.c_str(),
-                          to.link->label().c_str(), request.address.c_str());
+                          from.link->label().c_str(), from.link->config().name.c_str(), to.link->label().c_str(),
+                          request.address.c_str());
         }
     }
     from.peers[to.link.get()] = number;
     return number;
 }
 
-// Each link is guarded for itself, so that the one that fails is the one that is called lost. When the source
-// fails the destination computes with old data; HOST then sees the lost link and lets no result out.
-void push(Stage & from, Stage & to, uint32_t peer, const ggml_tensor * src, const ggml_tensor * dst,
-          size_t size) {
+// Each link has its own guarded() call, so that the one that fails is the one reported as lost. When the source fails,
+// the destination computes with old data; HOST then finds the lost link and discards the result.
+void push(Stage & from, Stage & to, uint32_t peer, const ggml_tensor * src, const ggml_tensor * dst, size_t size) {
     const uint64_t transfer = next_transfer();
     const bool sent = from.link->guarded([&] {
         const wire::PushTensor request{peer, transfer, range_of(src, 0, size)};
@@ -156,7 +152,7 @@ void copy_between(Stage & from, Stage & to, const ggml_tensor * src, const ggml_
     }
 }
 
-/// ggml calls this on the destination's backend. Failures show in its next graph_compute.
+/// ggml calls this on the destination's backend, whose next graph_compute reports a failure.
 bool cpy_tensor_async(ggml_backend_t backend_src, ggml_backend_t backend_dst, const ggml_tensor * src,
                       ggml_tensor * dst) {
     Stage & to = *stage_of(backend_dst);
@@ -202,9 +198,9 @@ const ggml_backend_i backend_interface = {
 
 // --- which operators the remote device computes ---
 
-// Sizes that grow with the context or the batch must not make every new shape ask again, at a round trip
-// each. Devices decide by types, layout, the exact length of rows, and whether there are several of them. The
-// length of the context is a multiple of 256, so these are one class.
+// Sizes that grow with the context or the batch must not cause a query, and so a round trip, for every new shape.
+// Devices decide by types, layout, the exact length of rows, and whether there is more than one row. The length of the
+// context is a multiple of 256, so all multiples are one class.
 uint64_t row_class(int64_t n) {
     return n > 0 && n % 256 == 0 ? 256 : static_cast<uint64_t>(n);
 }
@@ -215,10 +211,9 @@ void add_to_key(wire::Writer & w, const ggml_tensor * t) {
     for (int i = 1; i < wire::n_dims; i++) {
         w.varint(static_cast<uint64_t>(std::min<int64_t>(t->ne[i], 2)));
     }
-    w.put(static_cast<uint8_t>(ggml_is_contiguous(t) | ggml_is_contiguous_1(t) << 1 |
-                               ggml_is_contiguous_2(t) << 2 | ggml_is_permuted(t) << 3 |
-                               ggml_is_transposed(t) << 4 | (t->nb[0] == ggml_type_size(t->type)) << 5 |
-                               (t->view_src != nullptr) << 6));
+    w.put(static_cast<uint8_t>(ggml_is_contiguous(t) | ggml_is_contiguous_1(t) << 1 | ggml_is_contiguous_2(t) << 2 |
+                               ggml_is_permuted(t) << 3 | ggml_is_transposed(t) << 4 |
+                               (t->nb[0] == ggml_type_size(t->type)) << 5 | (t->view_src != nullptr) << 6));
 }
 
 std::string support_key(const ggml_tensor * op) {
@@ -237,7 +232,7 @@ std::string support_key(const ggml_tensor * op) {
     return {key.begin(), key.end()};
 }
 
-bool ask_supports_op(StageLink & link, const ggml_tensor * op) {
+bool query_supports_op(StageLink & link, const ggml_tensor * op) {
     wire::GraphDesc desc;
     desc.device = link.config().device;
     wire::TensorDesc self = describe_tensor(op, nullptr);
@@ -270,15 +265,15 @@ bool supports_op(ggml_backend_dev_t device, const ggml_tensor * op) {
         break;
     }
     if (!link.mesh()) {
-        return true; // stock cannot be asked; its own client assumes the same
+        return true; // a stock server cannot be asked; its own client assumes the same
     }
-    bool supported =
-        true; // of a lost stage too: its graph then fails, where the scheduler would abort without a place
+    // Also for a lost stage: its graph then fails; the scheduler would abort on an operator without a device.
+    bool supported = true;
     link.guarded([&] {
         const std::string key = support_key(op);
         auto known = stage.supported_ops.find(key);
         if (known == stage.supported_ops.end()) {
-            known = stage.supported_ops.emplace(key, ask_supports_op(link, op)).first;
+            known = stage.supported_ops.emplace(key, query_supports_op(link, op)).first;
         }
         supported = known->second;
     });
@@ -300,7 +295,7 @@ void device_memory(ggml_backend_dev_t device, size_t * free, size_t * total) {
     *total = info.memory_total;
 }
 
-// llama.cpp gives layers only to GPUs; what the remote device really is stands in its description.
+// llama.cpp assigns layers only to GPUs; the description says what the remote device really is.
 enum ggml_backend_dev_type device_type(ggml_backend_dev_t /*device*/) {
     return GGML_BACKEND_DEVICE_TYPE_GPU;
 }
@@ -347,9 +342,8 @@ const ggml_backend_device_i device_interface = {
 } // namespace
 
 Stage * stage_of(ggml_backend_t backend) {
-    return backend != nullptr && ggml_guid_matches(backend->guid, stage_guid())
-               ? static_cast<Stage *>(backend->context)
-               : nullptr;
+    return backend != nullptr && ggml_guid_matches(backend->guid, stage_guid()) ? static_cast<Stage *>(backend->context)
+                                                                                : nullptr;
 }
 
 void make_stage_device(Stage & stage, ggml_backend_reg_t reg) {

@@ -1,6 +1,6 @@
 #include "backend/weights.h"
 
-#include "channel/stream.h"
+#include "channel/fd.h"
 
 #include <ggml.h>
 
@@ -14,7 +14,7 @@ namespace meshllm::backend {
 
 namespace {
 
-constexpr size_t sample = 1024; // bytes compared at the beginning, in the middle and at the end of a write
+constexpr size_t sample = 1024; // bytes compared at the beginning, middle and end of a write
 
 } // namespace
 
@@ -45,16 +45,15 @@ Weights::~Weights() {
 }
 
 // A draft model or an adapter may have tensors of the same name and shape.
-bool Weights::same_bytes(const gguf::TensorInfo & info, const uint8_t * data, size_t offset,
-                         size_t size) const {
+bool Weights::same_bytes(const gguf::TensorInfo & info, const uint8_t * data, size_t offset, size_t size) const {
     const uint8_t * ours = files_.at(info.file).data + info.offset + offset;
     const size_t n = std::min(size, sample);
     return std::memcmp(ours, data, n) == 0 && std::memcmp(ours + size - n, data + size - n, n) == 0 &&
            std::memcmp(ours + (size - n) / 2, data + (size - n) / 2, n) == 0;
 }
 
-std::optional<wire::SetTensorGguf> Weights::find(const ggml_tensor * tensor, const uint8_t * data,
-                                                 size_t offset, size_t size) const {
+std::optional<wire::SetTensorGguf> Weights::find(const ggml_tensor * tensor, const uint8_t * data, size_t offset,
+                                                 size_t size) const {
     const bool weights = tensor->buffer != nullptr && tensor->view_src == nullptr &&
                          ggml_backend_buffer_get_usage(tensor->buffer) == GGML_BACKEND_BUFFER_USAGE_WEIGHTS;
     if (!weights || !index_) {

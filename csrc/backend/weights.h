@@ -1,4 +1,4 @@
-// Which writes are weights of the model that a stage can read from its own files.
+// Recognises writes of model weights, which a stage can read from its own files instead.
 #pragma once
 
 #include "backend/config.h"
@@ -12,7 +12,7 @@ namespace meshllm::backend {
 
 class Weights {
   public:
-    /// No model files: nothing is ever found. Throws gguf::GgufError.
+    /// Without model files nothing is ever found. Throws gguf::GgufError.
     explicit Weights(const Config & config);
     ~Weights();
     Weights(const Weights &) = delete;
@@ -20,8 +20,7 @@ class Weights {
 
     const wire::Fingerprint & fingerprint() const { return fingerprint_; }
 
-    /// The request that loads the same bytes from a stage's own file, when `data` is what our file holds
-    /// there.
+    /// The request that loads the same bytes from a stage's own file, if `data` equals our file at that place.
     std::optional<wire::SetTensorGguf> find(const ggml_tensor * tensor, const uint8_t * data, size_t offset,
                                             size_t size) const;
 

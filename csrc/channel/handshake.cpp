@@ -14,17 +14,17 @@ void send(Stream & stream, wire::Command command, wire::ByteView head, wire::Byt
 wire::Bytes receive(Stream & stream, uint64_t limit) {
     uint8_t head[sizeof(uint64_t)];
     if (!stream.read_exactly(head)) {
-        throw TransportError("the peer closed the connection without an answer");
+        throw TransportError("the peer closed the connection without a reply");
     }
     const auto size = wire::Reader(head).get<uint64_t>();
     const bool error = (size & wire::reply_error_bit) != 0;
     const uint64_t length = size & ~wire::reply_error_bit;
     if (length > (error ? wire::max_error_text : limit)) {
-        throw ProtocolError("the peer's answer is longer than it may be");
+        throw ProtocolError("the peer's reply is too long");
     }
     wire::Bytes payload(length);
     if (length != 0 && !stream.read_exactly(payload)) {
-        throw TransportError("the peer closed the connection in the middle of an answer");
+        throw TransportError("the peer closed the connection in the middle of a reply");
     }
     if (error) {
         throw ProtocolError(std::string(payload.begin(), payload.end()));
@@ -43,8 +43,7 @@ bool stock_hello(Stream & stream) {
     const auto reply = wire::exactly<wire::StockHelloReply>(payload);
     if (reply.major != wire::stock_major || reply.minor > wire::stock_minor) {
         throw ProtocolError("the server speaks ggml-rpc " + std::to_string(reply.major) + "." +
-                            std::to_string(reply.minor) +
-                            ", we speak 7.0: install the same version on both machines");
+                            std::to_string(reply.minor) + ", we speak 7.0: install the same version on both machines");
     }
     return wire::announces_mesh(reply);
 }
@@ -63,8 +62,7 @@ wire::DeviceInfo stock_device(Stream & stream, uint32_t index) {
     info.alloc_rule = wire::AllocRule::ask;
     info.alignment = stock_call<uint64_t>(stream, wire::Command::get_alignment, wire::view_of(index));
     info.max_size = stock_call<uint64_t>(stream, wire::Command::get_max_size, wire::view_of(index));
-    const auto memory =
-        stock_call<wire::DeviceMemory>(stream, wire::Command::get_device_memory, wire::view_of(index));
+    const auto memory = stock_call<wire::DeviceMemory>(stream, wire::Command::get_device_memory, wire::view_of(index));
     info.memory_free = memory.free;
     info.memory_total = memory.total;
     return info;
@@ -93,8 +91,8 @@ ServerInfo introduce(Stream & stream, const std::string & ggml_version) {
         throw ProtocolError("the server has ggml " + reply.ggml_version + ", we have " + ggml_version +
                             ": install the same version of mesh-llm on both machines");
     }
-    return {true, reply.session_key, std::min(reply.graph_slots, wire::max_graph_slots),
-            std::move(reply.devices), std::move(reply.models)};
+    return {true, reply.session_key, std::min(reply.graph_slots, wire::max_graph_slots), std::move(reply.devices),
+            std::move(reply.models)};
 }
 
 } // namespace meshllm::channel

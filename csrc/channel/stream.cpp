@@ -20,7 +20,7 @@ namespace meshllm::channel {
 
 namespace {
 
-constexpr size_t read_ahead = 64 << 10; // so that a token's small frames cost one system call
+constexpr size_t read_ahead = 64 << 10; // bytes, so that a token's small frames take one system call
 
 #ifdef MSG_NOSIGNAL
 constexpr int send_flags = MSG_NOSIGNAL;
@@ -97,8 +97,8 @@ void set_option(int fd, int level, int option, int value) {
     ::setsockopt(fd, level, option, &value, sizeof(value));
 }
 
-// Small frames must leave at once, and a machine that lost its power must be noticed although it says
-// nothing: probes after 4 s of silence, death after 3 more, and unacknowledged data gives up after 10 s.
+// Small frames must leave at once, and a machine that lost its power must be noticed although it sends nothing: probes
+// start after 4 s of silence, the third without a reply ends the connection, and so do 10 s without acknowledgement.
 void tune(int fd, bool tcp) {
 #ifdef SO_NOSIGPIPE
     set_option(fd, SOL_SOCKET, SO_NOSIGPIPE, 1);
@@ -156,28 +156,6 @@ Stream connect_unix(const std::string & address, const std::string & path, doubl
 
 } // namespace
 
-Fd & Fd::operator=(Fd && other) noexcept {
-    if (this != &other) {
-        if (fd_ >= 0) {
-            ::close(fd_);
-        }
-        fd_ = other.release();
-    }
-    return *this;
-}
-
-Fd::~Fd() {
-    if (fd_ >= 0) {
-        ::close(fd_);
-    }
-}
-
-int Fd::release() {
-    const int fd = fd_;
-    fd_ = -1;
-    return fd;
-}
-
 Stream Stream::connect(const std::string & address, double timeout_s) {
     if (const auto path = unix_path(address)) {
         return connect_unix(address, *path, timeout_s);
@@ -204,7 +182,7 @@ bool Stream::read_exactly(std::span<uint8_t> out) {
             done += n;
             continue;
         }
-        // Large reads go straight to their place; small ones through the buffer.
+        // Large reads go straight to their destination, small ones through the buffer.
         const bool direct = out.size() - done >= read_ahead;
         buffer_.resize(direct ? 0 : read_ahead);
         begin_ = 0;
@@ -216,7 +194,7 @@ bool Stream::read_exactly(std::span<uint8_t> out) {
             continue;
         }
         if (n < 0) {
-            throw TransportError(error == EAGAIN ? "the peer is silent"
+            throw TransportError(error == EAGAIN ? "the peer did not reply in time"
                                                  : "the connection is lost: " + reason(error));
         }
         if (n == 0) {
@@ -262,8 +240,7 @@ size_t Stream::read_some(std::span<uint8_t> out) {
     if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)) {
         return 0;
     }
-    throw TransportError(n == 0 ? "the peer closed the connection"
-                                : "the connection is lost: " + reason(errno));
+    throw TransportError(n == 0 ? "the peer closed the connection" : "the connection is lost: " + reason(errno));
 }
 
 size_t Stream::write_some(std::span<const uint8_t> data) {
@@ -291,7 +268,7 @@ void listen_on(int fd, const std::string & address, const sockaddr * at, socklen
         const std::string advice = errno == EADDRINUSE ? "; choose another address" : "";
         throw TransportError("cannot listen on " + address + ": " + reason(errno) + advice);
     }
-    ::fcntl(fd, F_SETFL, ::fcntl(fd, F_GETFL) | O_NONBLOCK); // a caller may be gone between poll and accept
+    ::fcntl(fd, F_SETFL, ::fcntl(fd, F_GETFL) | O_NONBLOCK); // a client may disconnect between poll and accept
 }
 
 std::string bound_address(int fd, const std::string & host) {
@@ -305,7 +282,7 @@ std::string bound_address(int fd, const std::string & host) {
     return (brackets ? "[" + host + "]" : host) + ":" + std::to_string(port);
 }
 
-// A socket file whose owner is gone would block the path for ever; one that answers belongs to somebody.
+// A socket file whose owner has ended would block the path permanently; one that accepts connections is in use.
 void remove_stale(const std::string & path) {
     struct stat info{};
     if (::lstat(path.c_str(), &info) != 0 || !S_ISSOCK(info.st_mode)) {
@@ -321,15 +298,6 @@ void remove_stale(const std::string & path) {
 } // namespace
 
 Listener::Listener(const std::string & address) {
-    int wake[2];
-    if (::pipe(wake) != 0) {
-        throw TransportError("cannot open a pipe: " + reason(errno));
-    }
-    wake_out_ = Fd(wake[0]);
-    wake_in_ = Fd(wake[1]);
-    for (const int fd : wake) {
-        ::fcntl(fd, F_SETFD, FD_CLOEXEC);
-    }
     if (const auto path = unix_path(address)) {
         const sockaddr_un at = unix_address(*path);
         remove_stale(*path);
@@ -353,7 +321,7 @@ Listener::~Listener() {
 
 Stream Listener::accept() {
     for (;;) {
-        pollfd waiting[2] = {{fd_.get(), POLLIN, 0}, {wake_out_.get(), POLLIN, 0}};
+        pollfd waiting[2] = {{fd_.get(), POLLIN, 0}, {closing_.fd(), POLLIN, 0}};
         ::poll(waiting, 2, -1);
         if (waiting[1].revents != 0) {
             throw TransportError("no longer listening on " + address_);
@@ -366,8 +334,7 @@ Stream Listener::accept() {
             return Stream(Fd(fd));
         }
         if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
-            ::poll(nullptr, 0,
-                   100); // out of descriptors: others will close; the backlog keeps the caller waiting
+            ::poll(nullptr, 0, 100); // out of descriptors: others will close; the backlog keeps the caller waiting
         } else if (errno != EINTR && errno != ECONNABORTED && errno != EAGAIN) {
             throw TransportError("no longer listening on " + address_ + ": " + reason(errno));
         }
@@ -375,7 +342,7 @@ Stream Listener::accept() {
 }
 
 void Listener::close() {
-    (void)!::write(wake_in_.get(), "", 1);
+    closing_.notify();
     if (!unix_path_.empty()) {
         ::unlink(unix_path_.c_str());
         unix_path_.clear();

@@ -28,8 +28,7 @@ CpuThreads::~CpuThreads() {
 }
 
 void CpuThreads::release() {
-    auto * set_pool =
-        function<decltype(ggml_backend_cpu_set_threadpool)>(reg_, "ggml_backend_cpu_set_threadpool");
+    auto * set_pool = function<decltype(ggml_backend_cpu_set_threadpool)>(reg_, "ggml_backend_cpu_set_threadpool");
     auto * free_pool = function<decltype(ggml_threadpool_free)>(reg_, "ggml_threadpool_free");
     if (pool_ != nullptr && set_pool != nullptr && free_pool != nullptr) {
         set_pool(backend_, nullptr);
@@ -44,8 +43,7 @@ void CpuThreads::resize(int n_threads) {
     }
     n_threads_ = n_threads;
     auto * set_n = function<decltype(ggml_backend_cpu_set_n_threads)>(reg_, "ggml_backend_set_n_threads");
-    auto * set_pool =
-        function<decltype(ggml_backend_cpu_set_threadpool)>(reg_, "ggml_backend_cpu_set_threadpool");
+    auto * set_pool = function<decltype(ggml_backend_cpu_set_threadpool)>(reg_, "ggml_backend_cpu_set_threadpool");
     auto * new_pool = function<decltype(ggml_threadpool_new)>(reg_, "ggml_threadpool_new");
     if (set_n == nullptr || set_pool == nullptr || new_pool == nullptr) {
         return;

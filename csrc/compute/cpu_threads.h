@@ -1,5 +1,4 @@
-// Threads of a ggml CPU device. Reached through ggml's registry, so that nothing here links to a device's
-// library.
+// Threads of a ggml CPU device, set through ggml's registry so that nothing here links to a device's library.
 #pragma once
 
 #include <ggml-backend.h>
@@ -8,8 +7,8 @@ namespace meshllm::compute {
 
 /// Gives a CPU backend threads of its own that sleep between graphs; does nothing for other devices.
 ///
-/// By default ggml starts threads for every graph, or spins for the next one: an idle stage on somebody's
-/// spare machine must cost nothing.
+/// By default ggml starts threads for every graph, or spins until the next one; an idle stage on somebody's spare
+/// machine must not use the CPU.
 class CpuThreads {
   public:
     CpuThreads(ggml_backend_t backend, int n_threads);
@@ -17,7 +16,7 @@ class CpuThreads {
     CpuThreads(const CpuThreads &) = delete;
     CpuThreads & operator=(const CpuThreads &) = delete;
 
-    /// Starts the threads anew when the number differs.
+    /// Replaces the threads when the number differs.
     void resize(int n_threads);
 
   private:
@@ -29,8 +28,7 @@ class CpuThreads {
     int n_threads_ = 0;
 };
 
-/// Physical cores as ggml's own programs count them: half of the hardware threads when there are more than
-/// four.
+/// Physical cores as ggml's own programs estimate them: half of the hardware threads when there are more than four.
 int default_threads();
 
 } // namespace meshllm::compute

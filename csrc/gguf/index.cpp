@@ -17,9 +17,8 @@ namespace {
 using Context = std::unique_ptr<gguf_context, decltype(&gguf_free)>;
 using Shapes = std::unique_ptr<ggml_context, decltype(&ggml_free)>;
 
-// ggml's reader takes lengths and counts as far as the file reaches, and a model's file reaches far: a string
-// of 1 GiB would be read. The vocabularies of today's models take up to 20 MB, the largest models have some
-// 50000 tensors.
+// ggml's reader accepts any length or count that fits into the file, and model files are large: it would read a string
+// of 1 GiB. The vocabularies of today's models take up to 20 MB; the largest models have about 50000 tensors.
 constexpr uint64_t max_header = 128u << 20; // bytes
 constexpr uint64_t max_tensors = 1u << 18;
 constexpr uint64_t smallest_tensor_info = 24, smallest_key_value = 13; // bytes
@@ -28,7 +27,7 @@ constexpr uint64_t smallest_tensor_info = 24, smallest_key_value = 13; // bytes
     throw GgufError(path + " is truncated or broken: " + why + "; download it again");
 }
 
-/// A name out of a file, fit for a line on a terminal.
+/// A name from a file, safe to print on a terminal.
 std::string printable(std::string name) {
     std::replace_if(name.begin(), name.end(), [](unsigned char c) { return c < ' ' || c > '~'; }, '?');
     return "'" + name + "'";
@@ -38,10 +37,10 @@ std::string printable(std::string name) {
 class Reader {
   public:
     explicit Reader(const std::string & path) : path_(path), file_(nullptr, std::fclose) {
-        // a pipe would block in open(), and the system would cut the name at a zero
+        // opening a pipe would block, and the system would truncate the name at a zero byte
         struct stat info{};
         if (path.find('\0') != std::string::npos) {
-            throw GgufError("the name of a model file holds a zero byte");
+            throw GgufError("the name of a model file contains a zero byte");
         }
         if (::stat(path.c_str(), &info) != 0) {
             throw GgufError("cannot open " + path + ": " + std::strerror(errno));
@@ -68,7 +67,7 @@ class Reader {
         return n;
     }
 
-    /// Throws GgufError for what ggml's reader would refuse without a word, or read for ever.
+    /// Throws GgufError for what ggml's reader would refuse without a reason, or read without end.
     void check_head() {
         struct {
             char magic[4];
@@ -87,13 +86,12 @@ class Reader {
             broken(path_, "it ends in its header");
         }
         if (head.version < 2 || head.version > GGUF_VERSION) { // includes files of the other byte order
-            throw GgufError(path_ + " is GGUF version " + std::to_string(head.version) +
-                            ", and versions 2 to " + std::to_string(GGUF_VERSION) +
-                            " can be read; get the model in one of these");
+            throw GgufError(path_ + " is GGUF version " + std::to_string(head.version) + ", and versions 2 to " +
+                            std::to_string(GGUF_VERSION) + " can be read; get the model in one of these");
         }
         if (head.n_tensors > std::min(size_ / smallest_tensor_info, max_tensors) ||
             head.n_keys > size_ / smallest_key_value) {
-            broken(path_, "its header claims more than the file can hold");
+            broken(path_, "its header claims more than the file can contain");
         }
     }
 
@@ -103,8 +101,7 @@ class Reader {
             return static_cast<Reader *>(reader)->read(out, offset, n);
         };
         ggml_context * context = nullptr;
-        Context g(gguf_init_from_callback(callback, this, 0, std::min(size_, max_header), {true, &context}),
-                  gguf_free);
+        Context g(gguf_init_from_callback(callback, this, 0, std::min(size_, max_header), {true, &context}), gguf_free);
         shapes.reset(context);
         if (!g) {
             broken(path_, "its header cannot be read");
@@ -159,15 +156,14 @@ std::map<std::string, Index::Value> read_metadata(const gguf_context * g) {
         case GGUF_TYPE_STRING:
             out[key] = std::string(gguf_get_val_str(g, i));
             break;
-        default: // arrays: vocabularies, megabytes that nobody asks for here
+        default: // arrays: vocabularies of megabytes, which nobody needs here
             break;
         }
     }
     return out;
 }
 
-/// The value of an integer key of the type that llama.cpp's gguf-split writes, or what stands for a missing
-/// one.
+/// The value of an integer key if it has the type that llama.cpp's gguf-split writes, else `missing`.
 int64_t split_value(const gguf_context * g, const char * name, gguf_type type, int64_t missing) {
     const int64_t key = gguf_find_key(g, name);
     if (key < 0 || gguf_get_kv_type(g, key) != type) {
@@ -202,8 +198,7 @@ void Index::add_file(const std::string & path, size_t n_files) {
     const auto file = static_cast<uint32_t>(files_.size());
     const uint64_t data = gguf_get_data_offset(g.get());
     ggml_tensor * shape = ggml_get_first_tensor(shapes.get()); // in the same order
-    for (int64_t i = 0; i < gguf_get_n_tensors(g.get());
-         i++, shape = ggml_get_next_tensor(shapes.get(), shape)) {
+    for (int64_t i = 0; i < gguf_get_n_tensors(g.get()); i++, shape = ggml_get_next_tensor(shapes.get(), shape)) {
         TensorInfo info{shape->name, static_cast<uint32_t>(shape->type), {}, file, 0, ggml_nbytes(shape)};
         const uint64_t offset = gguf_get_tensor_offset(g.get(), i), space = reader.size() - data;
         if (offset > space || info.size > space - offset) {
@@ -212,8 +207,7 @@ void Index::add_file(const std::string & path, size_t n_files) {
         info.offset = data + offset;
         std::copy_n(shape->ne, info.ne.size(), info.ne.begin());
         if (!by_name_.try_emplace(info.name, tensors_.size()).second) {
-            throw GgufError(path + " holds the tensor " + printable(info.name) +
-                            " a second time; download the model again");
+            throw GgufError(path + " contains the tensor " + printable(info.name) + " twice; download the model again");
         }
         tensors_.push_back(std::move(info));
     }

@@ -1,4 +1,4 @@
-// Index of a local GGUF, single file or split: which tensor lies where. ggml's own reader does the parsing.
+// Index of a local GGUF model, a single file or a split one: where each tensor is. ggml's own reader parses.
 #pragma once
 
 #include <array>
@@ -31,7 +31,7 @@ class Index {
     /// `files` are all parts, in order. Throws GgufError.
     static Index open(const std::vector<std::string> & files);
 
-    /// Null when there is none of that name.
+    /// Null when no tensor has that name.
     const TensorInfo * find(std::string_view name) const;
 
     const std::vector<TensorInfo> & tensors() const { return tensors_; }
@@ -55,11 +55,11 @@ class Index {
     std::vector<TensorInfo> tensors_;
     std::unordered_map<std::string, size_t> by_name_;
     std::map<std::string, Value> metadata_;
-    int64_t n_tensors_ = -1; // in all files, by the first one; -1 when it does not say
+    int64_t n_tensors_ = -1; // in all files, according to the first; -1 when it does not say
 };
 
-/// All parts of a split model (NAME-00001-of-00003.gguf) of which `path` is one, or {path}. Throws GgufError
-/// when a part is missing.
+/// All parts of a split model (NAME-00001-of-00003.gguf) of which `path` is one, or {path}. Throws GgufError when a
+/// part is missing.
 std::vector<std::string> split_parts(const std::string & path);
 
 } // namespace meshllm::gguf

@@ -1,9 +1,8 @@
-// mesh-llm-leash FD PROGRAM ARGS...: runs PROGRAM so that it ends when its parent ends, also when that is
-// killed.
+// mesh-llm-leash FD PROGRAM ARGS...: runs PROGRAM so that it ends when its parent ends, even if the parent is killed.
 //
-// FD is the read end of a pipe whose write end only the parent holds: it reports end of file when the parent
-// is gone. Then, and on SIGTERM and SIGINT, the program's process group gets SIGTERM and after 5 s SIGKILL.
-// The program's exit status is passed on, 128 + signal when it was killed.
+// FD is the read end of a pipe whose write end only the parent holds: it reports end of file when the parent has ended.
+// Then, and on SIGTERM and SIGINT, the program's process group gets SIGTERM and after 5 s SIGKILL. The exit status is
+// the program's, or 128 + signal when it was killed.
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
@@ -53,7 +52,7 @@ bool ended(pid_t child, int & status) {
     return ::waitpid(child, &status, WNOHANG) == child;
 }
 
-/// Waits until a signal arrives, the parent is gone or the time is over. True when the child should end.
+/// Waits until a signal arrives, the parent has ended or the timeout has expired. True when the child should end.
 bool wait_for_reason(int parent_fd, int timeout_ms) {
     pollfd fds[2] = {{parent_fd, POLLIN, 0}, {signal_pipe[0], POLLIN, 0}};
     ::poll(fds, 2, timeout_ms);

@@ -1,8 +1,8 @@
-// One QUIC connection and its streams, as picoquic's callbacks drive them. The I/O thread's, but for what is
-// said to be shared.
+// One QUIC connection and its streams, driven by picoquic's callbacks. Used by the I/O thread only, except for what is
+// marked as shared.
 #pragma once
 
-#include "quic/stream.h"
+#include "quic/shared.h"
 #include "quic/tls.h"
 
 #include <atomic>
@@ -10,26 +10,9 @@
 #include <memory>
 #include <optional>
 #include <picoquic.h>
-#include <stdexcept>
 #include <string>
 
 namespace meshllm::quic {
-
-class Engine;
-class Link;
-
-/// The stream or its link is gone. One line for a person.
-class StreamError : public std::runtime_error {
-    using std::runtime_error::runtime_error;
-};
-
-struct Event {
-    enum class What { linked, closed, opened, readable, writable, spliced };
-    What what;
-    uint64_t link = 0, stream = 0;
-    int kind = 0;     // opened: the stream's first byte; linked: 1 when this side has dialled
-    std::string text; // linked: the peer's key in hexadecimal, or nothing for who showed none; closed: why
-};
 
 struct LinkState {
     uint64_t rtt_us = 0; // 0 before the first sample
@@ -38,73 +21,52 @@ struct LinkState {
     std::string peer_address; // "host:port", empty for an unknown link
 };
 
-struct Stream : std::enable_shared_from_this<Stream> {
-    const uint64_t handle;
-    const uint64_t link_handle;
-
-    // Shared, under the engine's lock.
-    Queue in, out;
-    bool ended = false;    // the peer has finished
-    bool finished = false; // so have we
-    bool released = false; // nobody reads
-    bool reader_waits = true, writer_waits = false;
-    bool pending = false;  // the I/O thread has been asked to send
-    size_t unreported = 0; // taken by the reader since the I/O thread last heard of it
-    std::string error;
-
-    // The I/O thread's.
-    Link * link = nullptr; // while the stream lives in it
-    uint64_t id = 0;
-    Window window;
-    std::optional<Splice> splice;
-    bool touched = false;      // something has come that its reader or its splice has not yet been given
-    bool splice_sends = false; // picoquic asks the splice for bytes; else the descriptor is polled
-
-    Stream(uint64_t handle, uint64_t link_handle) : handle(handle), link_handle(link_handle) {}
-};
-
 class Link {
   public:
-    Link(Engine & engine, uint64_t handle, picoquic_cnx_t * cnx, bool dialled);
+    Link(Shared & shared, uint64_t handle, picoquic_cnx_t * cnx, const sockaddr * peer, bool dialled);
 
     const uint64_t handle;
+    const std::string peer_address;                                       // "host:port"; shared
     std::atomic<uint64_t> rtt_us = 0, bytes_sent = 0, bytes_received = 0; // shared
     std::atomic<uint32_t> n_streams = 0;                                  // shared
-    std::string peer_address; // set once, before the link is shared
 
-    picoquic_cnx_t * cnx() const { return cnx_; }
+    picoquic_cnx_t * cnx() const { return cnx_; } // null once picoquic has deleted it
     bool dialled() const { return dialled_; }
     bool closed() const { return closed_; }
 
-    int called(uint64_t stream_id, uint8_t * bytes, size_t length, picoquic_call_back_event_t event,
-               Stream * stream);
-    void key_proved(const PublicKey & key);
-    void datagrams_received(size_t n_bytes); // which picoquic has read
+    /// A callback of picoquic's, with its arguments and its result.
+    int on_event(uint64_t stream_id, uint8_t * bytes, size_t length, picoquic_call_back_event_t event, Stream * stream);
+    void on_key_proved(const PublicKey & key) { key_ = key; }
+    void on_datagrams(size_t n_bytes); // after picoquic has read them
+    void on_deleted() { cnx_ = nullptr; }
 
     void start(const std::shared_ptr<Stream> & stream);
-    void activate(Stream & stream);
+    void activate(Stream & stream); // it has something to send
     void drop(Stream & stream, const std::string & reason);
-    void taken(Stream & stream, size_t n_bytes);
-    void begin_splice(Stream & stream); // what came before goes to it
+    void consumed(Stream & stream, size_t n_bytes);
+    void begin_splice(Stream & stream); // with the bytes that were received before
 
+    /// Sends CONNECTION_CLOSE, then fails.
     void close(const std::string & reason);
-    void gone() { cnx_ = nullptr; }
-    void failed(const std::string & reason);
-
-    /// "host:port" of a peer, IPv4 without its disguise as IPv6.
-    static std::string readable(const sockaddr * address);
+    /// Fails all streams and emits the closed event; the peer is not informed.
+    void fail(const std::string & reason);
 
   private:
-    void linked();
-    void received(Stream & stream, std::span<const uint8_t> bytes, bool end);
-    Stream * accept(uint64_t stream_id, std::span<const uint8_t> & bytes);
+    void on_linked();
+    void on_ready();
+    void on_stream_data(uint64_t stream_id, Stream * stream, std::span<const uint8_t> bytes, bool end);
+    void on_stream_closed_by_peer(uint64_t stream_id, Stream * stream);
+    Stream * accept(uint64_t stream_id, uint8_t kind);
     int provide(Stream & stream, void * context, size_t space);
+    int provide_from_splice(Stream & stream, void * context, size_t space);
+    void add(const std::shared_ptr<Stream> & stream, uint64_t stream_id);
     void discard(uint64_t stream_id);
     void forget(Stream & stream);
-    void grant(Stream & stream);
-    std::string why_closed(picoquic_call_back_event_t event) const;
+    void advertise(Stream & stream);
+    bool opened_here(uint64_t stream_id) const;
+    std::string close_reason(picoquic_call_back_event_t event) const;
 
-    Engine & engine_;
+    Shared & shared_;
     picoquic_cnx_t * cnx_;
     const bool dialled_;
     bool linked_ = false, closed_ = false;

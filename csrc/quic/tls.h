@@ -1,8 +1,7 @@
-// Who a node is in TLS 1.3: its Ed25519 key with the certificate that carries it, and the key that a peer has
-// proved.
+// A node's identity in TLS 1.3: its Ed25519 key, the certificate that carries it, and the key that a peer has proved.
 //
-// As in meshllm/mesh/identity.py, nothing in a certificate counts but its key: CertificateVerify (RFC 8446
-// section 4.4.3) proves that the peer holds it, and the key is the peer's name.
+// As in identity.py, only the key in a certificate counts: CertificateVerify (RFC 8446 section 4.4.3) proves that the
+// peer holds it, and the key is the peer's name.
 #pragma once
 
 #include <array>
@@ -24,15 +23,15 @@ struct Identity {
     std::vector<uint8_t> certificate;    // DER
 };
 
-/// Hears of the key that the peer of a connection has proved to hold.
-using KeyProved = std::function<void(st_picoquic_cnx_t *, const PublicKey &)>;
+/// Called with the key that the peer of a connection has proved to hold.
+using OnKeyProved = std::function<void(st_picoquic_cnx_t *, const PublicKey &)>;
 
-/// What picoquic needs as long as its context lives, and a little longer.
+/// What picoquic uses until its context is freed: this has to outlive it.
 class Tls {
   public:
-    /// Makes both roles show the identity and ask for the peer's; no resumption, which would skip the proof.
-    /// Throws std::runtime_error.
-    Tls(st_picoquic_quic_t * quic, const Identity & identity, KeyProved proved);
+    /// Makes clients and servers present `identity` and require the peer's. Without session resumption, which would
+    /// skip the proof. Throws std::runtime_error.
+    Tls(st_picoquic_quic_t * quic, const Identity & identity, OnKeyProved on_key_proved);
     ~Tls();
     Tls(const Tls &) = delete;
 
@@ -41,8 +40,7 @@ class Tls {
     std::unique_ptr<Verifier> verifier_;
 };
 
-/// A secret that follows from the key: so that peers of a node that was started anew believe its stateless
-/// resets.
+/// A secret derived from the key, so that peers accept the stateless resets of a node that was restarted.
 std::array<uint8_t, 16> reset_seed(const Identity & identity);
 
 } // namespace meshllm::quic

@@ -14,8 +14,8 @@ namespace meshllm::quic {
 namespace {
 
 constexpr int socket_buffer = 8 << 20; // the system may allow less
-constexpr size_t largest_send = 65000; // of one message: below what an IPv4 packet can carry
-constexpr size_t smallest_space = 1536;
+constexpr size_t max_send = 65000;     // bytes of one message: less than an IPv4 packet can carry
+constexpr size_t min_space = 1536;
 constexpr size_t max_segments = 64; // UDP_MAX_SEGMENTS of Linux before 6.9
 
 [[noreturn]] void fail(const char * what) {
@@ -44,9 +44,9 @@ struct Control {
 };
 
 void add_source([[maybe_unused]] Control & control, [[maybe_unused]] const Datagrams & datagrams) {
-#ifdef __linux__ // elsewhere a source address of IPv4 in an IPv6 socket is refused
+#ifdef __linux__ // other systems refuse an IPv4 source address on an IPv6 socket
     if (datagrams.local.ss_family == AF_INET6) {
-        in6_pktinfo info{reinterpret_cast<const sockaddr_in6 &>(datagrams.local).sin6_addr, 0};
+        const in6_pktinfo info{reinterpret_cast<const sockaddr_in6 &>(datagrams.local).sin6_addr, 0};
         control.add(IPPROTO_IPV6, IPV6_PKTINFO, info);
     } else if (datagrams.local.ss_family == AF_INET) {
         in_pktinfo info{};
@@ -111,7 +111,7 @@ channel::Fd bound(int family, uint16_t port) {
     }
     set(fd.get(), SOL_SOCKET, SO_RCVBUF, socket_buffer);
     set(fd.get(), SOL_SOCKET, SO_SNDBUF, socket_buffer);
-#ifdef __linux__ // never fragment, and let QUIC find the path's MTU (RFC 9000 section 14)
+#ifdef __linux__ // never fragment: QUIC discovers the path's MTU (RFC 9000 section 14)
     set(fd.get(), IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_PROBE);
     set(fd.get(), IPPROTO_IPV6, IPV6_MTU_DISCOVER, IPV6_PMTUDISC_PROBE);
 #elif defined(IP_DONTFRAG)
@@ -188,7 +188,7 @@ std::span<Datagrams> UdpSocket::receive() {
     } messages[1]{};
     constexpr size_t n_wanted = 1;
 #endif
-    for (size_t i = 0; i < n_wanted; ++i) {
+    for (size_t i = 0; i < n_wanted; i++) {
         received_[i] = {};
         parts[i] = {in_.data() + i * message_bytes, message_bytes};
         messages[i].msg_hdr = {};
@@ -200,17 +200,16 @@ std::span<Datagrams> UdpSocket::receive() {
         messages[i].msg_hdr.msg_controllen = sizeof(controls[i].bytes);
     }
 #ifdef __linux__
-    int result = recvmmsg(fd_.get(), messages, n_wanted, MSG_DONTWAIT, nullptr);
-    count = result > 0 ? static_cast<size_t>(result)
-                       : 0; // an ICMP error of an earlier datagram counts as nothing
+    const int result = recvmmsg(fd_.get(), messages, n_wanted, MSG_DONTWAIT, nullptr);
+    count = result > 0 ? static_cast<size_t>(result) : 0; // an ICMP error of an earlier datagram is ignored
 #else
-    ssize_t result = recvmsg(fd_.get(), &messages[0].msg_hdr, MSG_DONTWAIT);
+    const ssize_t result = recvmsg(fd_.get(), &messages[0].msg_hdr, MSG_DONTWAIT);
     if (result >= 0) {
         messages[0].msg_len = static_cast<size_t>(result);
         count = 1;
     }
 #endif
-    for (size_t i = 0; i < count; ++i) {
+    for (size_t i = 0; i < count; i++) {
         Datagrams & datagrams = received_[i];
         datagrams.bytes = {in_.data() + i * message_bytes, messages[i].msg_len};
         read_control(messages[i].msg_hdr, port_, datagrams);
@@ -226,8 +225,8 @@ std::span<uint8_t> UdpSocket::space() {
     if (queued_.size() == n_messages || out_used_ >= message_bytes) {
         return {};
     }
-    size_t size = std::min(out_.size() - out_used_, largest_send);
-    return size < smallest_space ? std::span<uint8_t>{} : std::span(out_).subspan(out_used_, size);
+    const size_t size = std::min(out_.size() - out_used_, max_send);
+    return size < min_space ? std::span<uint8_t>{} : std::span(out_).subspan(out_used_, size);
 }
 
 void UdpSocket::queue(const Datagrams & datagrams) {
@@ -236,7 +235,7 @@ void UdpSocket::queue(const Datagrams & datagrams) {
 }
 
 bool UdpSocket::no_room() {
-    full_ = errno == EAGAIN; // ENOBUFS: the queue of the device is full, of which poll knows nothing
+    full_ = errno == EAGAIN; // not on ENOBUFS: the queue of the device is full, which poll does not report
     return full_ || errno == ENOBUFS;
 }
 
@@ -244,7 +243,7 @@ bool UdpSocket::send_singly(Datagrams & datagrams) {
     while (!datagrams.bytes.empty()) {
         Datagrams one = datagrams;
         one.bytes = datagrams.bytes.first(std::min(datagrams.segment_size, datagrams.bytes.size()));
-        Message message(one, false);
+        const Message message(one, false);
         if (sendmsg(fd_.get(), &message.header, 0) < 0 && no_room()) {
             return false;
         }
@@ -263,11 +262,11 @@ bool UdpSocket::send() {
             alignas(Message) uint8_t memory[n_messages][sizeof(Message)];
             mmsghdr batch[n_messages]{};
             size_t count = 0;
-            for (; sent + count < queued_.size(); ++count) {
-                auto * message = new (memory[count]) Message(queued_[sent + count], true);
+            for (; sent + count < queued_.size(); count++) {
+                const auto * message = new (memory[count]) Message(queued_[sent + count], true);
                 batch[count].msg_hdr = message->header;
             }
-            int result = sendmmsg(fd_.get(), batch, static_cast<unsigned>(count), 0);
+            const int result = sendmmsg(fd_.get(), batch, static_cast<unsigned>(count), 0);
             if (result > 0) {
                 sent += static_cast<size_t>(result);
                 continue;
@@ -276,7 +275,7 @@ bool UdpSocket::send() {
                 room = false;
                 continue;
             }
-            offload_ = errno != EIO; // a device that cannot fill in checksums of segments
+            offload_ = errno != EIO; // the device cannot compute the checksums of segments
         }
 #endif
         room = send_singly(queued_[sent]);

@@ -1,8 +1,8 @@
-// One UDP socket for all links of a node: batches of datagrams in and out, with segmentation offload where
-// the kernel has it (Linux: UDP_SEGMENT, UDP_GRO). Nothing of QUIC.
+// One UDP socket for all links of a node: batches of datagrams in and out, with segmentation offload where the kernel
+// has it (Linux: UDP_SEGMENT, UDP_GRO). Nothing of QUIC.
 #pragma once
 
-#include "channel/stream.h"
+#include "channel/fd.h"
 
 #include <array>
 #include <cstddef>
@@ -24,17 +24,17 @@ struct Datagrams {
 
 class UdpSocket {
   public:
-    /// Bound to `port` of all addresses of both families, or of IPv4 alone on a machine without IPv6; 0 for
-    /// any port. Throws std::system_error.
+    /// Binds `port` (0: any) on all addresses of both families, or of IPv4 only on a machine without IPv6. Throws
+    /// std::system_error.
     explicit UdpSocket(uint16_t port);
 
     int fd() const { return fd_.get(); }
     uint16_t port() const { return port_; }
     bool v6() const { return v6_; }
 
-    /// What has come, without waiting; valid until the next call. Empty when nothing has.
+    /// What has arrived, without waiting; valid until the next call.
     std::span<Datagrams> receive();
-    /// Whether the last call may have left some.
+    /// Whether the last call may have left datagrams in the socket.
     bool more() const { return more_; }
 
     /// Space for the next datagrams to one peer, up to 64 KiB; empty when send() is needed first.
@@ -42,8 +42,8 @@ class UdpSocket {
     void queue(const Datagrams & datagrams); // `bytes` begin where space() did
     bool nothing_queued() const { return queued_.empty(); }
 
-    /// False when the kernel takes no more now: to be called again when the socket is writable, if it is
-    /// full(), else a little later. What cannot be sent at all is lost, as the network would lose it.
+    /// False when the kernel accepts no more now: call again when the socket is writable if it is full(), otherwise a
+    /// little later. What cannot be sent at all is lost, as in the network.
     bool send();
     bool full() const { return full_; }
 

@@ -7,7 +7,7 @@ namespace {
 constexpr size_t max_buffers = 4096; // a model of 200 layers takes fewer than 100
 constexpr uint64_t stock_base_bits = 43;
 
-/// Any byte range of a buffer as a tensor, the only way by which ggml copies to and from a device.
+/// A byte range of a buffer as a tensor: ggml copies to and from a device only by tensors.
 ggml_tensor byte_tensor(const Buffers::Entry & entry, uint64_t offset, uint64_t size) {
     ggml_tensor t{};
     t.type = GGML_TYPE_I8;
@@ -30,7 +30,7 @@ Buffers::~Buffers() {
 
 wire::AllocReply Buffers::allocate(uint32_t device, uint64_t size) {
     if (device >= devices_.size()) {
-        throw ProtocolError("memory is asked from a device that does not exist");
+        throw ProtocolError("memory is requested from a device that does not exist");
     }
     if (size == 0 || entries_.size() >= max_buffers) {
         return {0, 0};
@@ -55,7 +55,7 @@ void Buffers::free(uint64_t handle) {
 const Buffers::Entry & Buffers::at(uint64_t handle) const {
     const auto it = entries_.find(handle);
     if (it == entries_.end()) {
-        throw ProtocolError("a buffer is named that this client does not own");
+        throw ProtocolError("the client names a buffer that it does not own");
     }
     return it->second;
 }

@@ -8,7 +8,7 @@
 
 namespace meshllm::server {
 
-/// Frees what is left when the session goes.
+/// Frees what is left when the session ends.
 class Buffers : public wire::AddressMap {
   public:
     struct Entry {
@@ -33,7 +33,7 @@ class Buffers : public wire::AddressMap {
     /// Throws ProtocolError unless the range lies inside its buffer.
     const Entry & checked(const wire::ByteRange & range) const;
 
-    /// Address 0 of a buffer as stock clients see it; no pointer of ours leaves the process.
+    /// The base address of a buffer as stock clients see it; no pointer of ours leaves the process.
     uint64_t base_of(uint64_t handle) const override;
 
   private:
@@ -42,7 +42,7 @@ class Buffers : public wire::AddressMap {
     uint64_t next_handle_ = 1;
 };
 
-/// Copies to and from a range that `checked` has let pass.
+/// Copies to and from a range that has passed `checked`.
 void write_bytes(const Buffers::Entry & entry, uint64_t offset, const uint8_t * data, uint64_t size);
 void read_bytes(const Buffers::Entry & entry, uint64_t offset, uint8_t * out, uint64_t size);
 

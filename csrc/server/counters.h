@@ -1,4 +1,4 @@
-// What a device server has done since it started; read by the console and by tests.
+// What a device server has done since it started, for the console and for tests.
 #pragma once
 
 #include <atomic>
@@ -9,10 +9,10 @@
 namespace meshllm::server {
 
 struct Counters {
-    std::atomic<uint64_t> sessions_total{0}, sessions_open{0}, frames_received{0}, replies_sent{0},
-        bytes_received{0}, bytes_sent{0}, graphs_received{0}, graph_bytes_received{0}, graphs_computed{0},
-        data_bytes_received{0}, weight_bytes_local{0}, pushes_sent{0}, push_bytes_sent{0}, pushes_received{0},
-        push_bytes_received{0}, compute_ns{0}, errors{0};
+    std::atomic<uint64_t> sessions_total{0}, sessions_open{0}, frames_received{0}, replies_sent{0}, bytes_received{0},
+        bytes_sent{0}, graphs_received{0}, graph_bytes_received{0}, graphs_computed{0}, data_bytes_received{0},
+        weight_bytes_local{0}, pushes_sent{0}, push_bytes_sent{0}, pushes_received{0}, push_bytes_received{0},
+        compute_ns{0}, errors{0};
 
     std::vector<std::pair<const char *, uint64_t>> snapshot() const {
         return {{"sessions_total", sessions_total},

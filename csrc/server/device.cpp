@@ -8,8 +8,8 @@ namespace meshllm::server {
 
 namespace {
 
-// Smaller allocations may be recycled by the C library with another client's data in them; larger ones come
-// zeroed from the kernel (glibc's largest M_MMAP_THRESHOLD is 32 MiB).
+// The C library may recycle smaller allocations, with another client's data in them; larger ones come zeroed from the
+// kernel (glibc's largest M_MMAP_THRESHOLD is 32 MiB).
 constexpr uint64_t always_fresh = 64 << 20;
 
 } // namespace
@@ -18,8 +18,7 @@ Device::Device(ggml_backend_dev_t device, int n_threads, uint64_t memory_limit)
     : device_(device), buffer_type_(ggml_backend_dev_buffer_type(device)), memory_limit_(memory_limit) {
     backend_.reset(ggml_backend_dev_init(device, nullptr));
     if (!backend_) {
-        throw std::runtime_error(std::string("ggml cannot start the device ") +
-                                 ggml_backend_dev_name(device));
+        throw std::runtime_error(std::string("ggml cannot start the device ") + ggml_backend_dev_name(device));
     }
     threads_ = std::make_unique<compute::CpuThreads>(backend_.get(), n_threads);
 }
@@ -30,7 +29,7 @@ wire::DeviceMemory Device::memory() const {
     if (memory_limit_ != 0) {
         total = std::min<size_t>(total, memory_limit_);
     }
-    // ggml's CPU device reports all memory as free: subtract what our clients hold.
+    // ggml's CPU device reports all memory as free: subtract what our clients use.
     const uint64_t left = total > used_ ? total - used_ : 0;
     return {std::min<uint64_t>(free, left), total};
 }
@@ -40,8 +39,7 @@ wire::DeviceInfo Device::info() const {
     info.name = ggml_backend_dev_name(device_);
     info.description = ggml_backend_dev_description(device_);
     info.type = ggml_backend_dev_type(device_);
-    info.alloc_rule =
-        buffer_type_->iface.get_alloc_size == nullptr ? wire::AllocRule::nbytes : wire::AllocRule::ask;
+    info.alloc_rule = buffer_type_->iface.get_alloc_size == nullptr ? wire::AllocRule::nbytes : wire::AllocRule::ask;
     info.alignment = ggml_backend_buft_get_alignment(buffer_type_);
     info.max_size = ggml_backend_buft_get_max_size(buffer_type_);
     const wire::DeviceMemory m = memory();
@@ -51,7 +49,7 @@ wire::DeviceInfo Device::info() const {
 }
 
 ggml_backend_buffer_t Device::allocate(uint64_t size) {
-    std::lock_guard lock(allocating_); // or two clients together could pass the limit
+    std::lock_guard lock(allocating_); // or two clients together could exceed the limit
     if (size > memory().free || size > ggml_backend_buft_get_max_size(buffer_type_)) {
         return nullptr;
     }

@@ -1,4 +1,4 @@
-// A local ggml device as the server offers it, and the memory its clients hold.
+// A local ggml device as the server offers it, and the memory that its clients use.
 #pragma once
 
 #include "compute/cpu_threads.h"
@@ -14,7 +14,7 @@ namespace meshllm::server {
 
 class Device {
   public:
-    /// `memory_limit` in bytes, 0 for what the device has.
+    /// `memory_limit` in bytes; 0 for all that the device has.
     Device(ggml_backend_dev_t device, int n_threads, uint64_t memory_limit);
 
     ggml_backend_dev_t ggml() const { return device_; }
@@ -36,7 +36,7 @@ class Device {
     uint64_t memory_limit_;
     std::atomic<uint64_t> used_{0};
     std::mutex allocating_;
-    Executor executor_; // before what it computes with: created and freed on its thread
+    Executor executor_; // declared before the backend, so that it outlives it
     ggml_backend_ptr backend_;
     std::unique_ptr<compute::CpuThreads> threads_;
 };

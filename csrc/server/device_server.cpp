@@ -27,7 +27,7 @@ std::vector<ggml_backend_dev_t> named_devices(const std::vector<std::string> & n
             for (const wire::DeviceInfo & d : list_devices()) {
                 known += (known.empty() ? "" : ", ") + d.name;
             }
-            throw std::runtime_error("there is no device '" + name + "' here; there are: " + known);
+            throw std::runtime_error("no device '" + name + "' on this machine; available: " + known);
         }
         out.push_back(device);
     }
@@ -82,10 +82,9 @@ std::vector<wire::DeviceInfo> list_devices() {
 
 DeviceServer::DeviceServer(Options options) : options_(std::move(options)) {
     if (!options_.allow_remote && !channel::is_local(options_.listen)) {
-        throw std::runtime_error(
-            "refusing to listen on " + options_.listen +
-            ": this channel has no encryption; use a loopback address, or say --allow-remote "
-            "on a network you trust");
+        throw std::runtime_error("refusing to listen on " + options_.listen +
+                                 ": this channel has no encryption; use a loopback address, or pass --allow-remote "
+                                 "on a network you trust");
     }
     set_models(options_.models);
     const int threads = options_.threads > 0 ? options_.threads : compute::default_threads();
@@ -98,15 +97,14 @@ DeviceServer::DeviceServer(Options options) : options_(std::move(options)) {
     shared_.peer_address = [this](const std::string & address) -> std::optional<std::string> {
         const std::string unix_prefix = "unix:";
         if (address.rfind(unix_prefix, 0) == 0) {
-            // Only what our node has put beside our own socket for this, named as the host knows it.
+            // Only sockets that our node has created for this beside our own, by the name that the host knows.
             const std::string folder = unix_folder(options_.listen);
             const std::string name = address.substr(unix_prefix.size());
             const bool ours = name.rfind("peer-", 0) == 0 && name.find('/') == std::string::npos;
             return ours && !folder.empty() ? std::optional(folder + "/" + name) : std::nullopt;
         }
         try {
-            return options_.allow_remote || channel::is_local(address) ? std::optional(address)
-                                                                       : std::nullopt;
+            return options_.allow_remote || channel::is_local(address) ? std::optional(address) : std::nullopt;
         } catch (const channel::TransportError &) {
             return std::nullopt;
         }
@@ -154,7 +152,7 @@ void DeviceServer::serve(Client & client) {
     shared_.counters.sessions_open++;
     try {
         Session(shared_, client.stream, random_key()).run();
-    } catch (const std::exception & e) { // no memory even to begin
+    } catch (const std::exception & e) { // out of memory for the session itself
         log(std::string("client refused: ") + e.what());
     }
     shared_.counters.sessions_open--;
@@ -163,7 +161,7 @@ void DeviceServer::serve(Client & client) {
 }
 
 void DeviceServer::reap(bool all) {
-    std::list<Client> gone;
+    std::list<Client> ended;
     {
         std::lock_guard lock(mutex_);
         for (auto it = clients_.begin(); it != clients_.end();) {
@@ -172,12 +170,12 @@ void DeviceServer::reap(bool all) {
                 it->stream.shutdown();
             }
             if (all || it->finished) {
-                gone.splice(gone.end(), clients_, it);
+                ended.splice(ended.end(), clients_, it);
             }
             it = next;
         }
     }
-    for (Client & c : gone) {
+    for (Client & c : ended) {
         c.thread.join();
     }
 }

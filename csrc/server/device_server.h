@@ -9,7 +9,7 @@ namespace meshllm::server {
 
 struct Options {
     std::string listen;               // channel address
-    std::vector<std::string> devices; // ggml names; empty for all that ggml prefers (GPUs, else the CPU)
+    std::vector<std::string> devices; // ggml names; empty for those that ggml prefers (GPUs, else the CPU)
     std::vector<ModelFiles> models;
     int threads = 0;           // of CPU devices; 0 for the number of cores
     uint64_t memory_limit = 0; // bytes per device; 0 for what it has
@@ -18,7 +18,7 @@ struct Options {
 
 class DeviceServer {
   public:
-    /// Throws std::runtime_error or one of its children with one line for the user.
+    /// Throws std::runtime_error or a subclass, with one line for the user.
     explicit DeviceServer(Options options);
     ~DeviceServer();
 
@@ -27,7 +27,7 @@ class DeviceServer {
     std::vector<wire::DeviceInfo> devices() const;
     std::vector<std::pair<const char *, uint64_t>> counters() const;
 
-    /// The models whose weights sessions may ask for from now on. Throws gguf::GgufError.
+    /// The models whose weights sessions may request from now on. Throws gguf::GgufError.
     void set_models(const std::vector<ModelFiles> & models) { shared_.models.replace(models); }
 
     /// The lines logged since the last call, at most the newest 256.
@@ -58,7 +58,7 @@ class DeviceServer {
     std::thread acceptor_;
 };
 
-/// The devices of this machine that a server uses when none are named: GPUs, or the CPU where there are none.
+/// The devices that a server uses when none are named: GPUs, or the CPU when there are none.
 std::vector<ggml_backend_dev_t> default_devices();
 
 /// All devices of this machine except accelerators that only assist the CPU.

@@ -1,37 +1,54 @@
-// One thread per device: everything a device computes, for all clients, happens there in turn.
+// Threads that run tasks in the order in which they were posted.
 #pragma once
 
 #include <condition_variable>
 #include <deque>
 #include <functional>
 #include <future>
+#include <memory>
 #include <mutex>
 #include <thread>
+#include <vector>
 
 namespace meshllm::server {
 
 class Executor {
   public:
-    Executor() : thread_([this] { work(); }) {}
+    explicit Executor(int n_threads = 1) {
+        for (int i = 0; i < n_threads; i++) {
+            threads_.emplace_back([this] { work(); });
+        }
+    }
 
+    /// Runs the tasks that are still queued, then returns.
     ~Executor() {
         {
             std::lock_guard lock(mutex_);
             stopping_ = true;
         }
-        wake_.notify_one();
-        thread_.join();
+        wake_.notify_all();
+        for (std::thread & thread : threads_) {
+            thread.join();
+        }
     }
 
-    /// Runs `task` on the thread and waits for it. What it throws is thrown here.
-    void run(std::function<void()> task) {
-        std::packaged_task<void()> job(std::move(task));
-        std::future<void> done = job.get_future();
+    Executor(const Executor &) = delete;
+    Executor & operator=(const Executor &) = delete;
+
+    /// Returns at once; the task must not throw.
+    void post(std::function<void()> task) {
         {
             std::lock_guard lock(mutex_);
-            jobs_.push_back(std::move(job));
+            tasks_.push_back(std::move(task));
         }
         wake_.notify_one();
+    }
+
+    /// Returns when the task has run, and throws what it threw.
+    void run(std::function<void()> task) {
+        const auto job = std::make_shared<std::packaged_task<void()>>(std::move(task));
+        std::future<void> done = job->get_future();
+        post([job] { (*job)(); });
         done.get();
     }
 
@@ -39,23 +56,23 @@ class Executor {
     void work() {
         std::unique_lock lock(mutex_);
         for (;;) {
-            wake_.wait(lock, [this] { return stopping_ || !jobs_.empty(); });
-            if (jobs_.empty()) {
+            wake_.wait(lock, [this] { return stopping_ || !tasks_.empty(); });
+            if (tasks_.empty()) {
                 return;
             }
-            std::packaged_task<void()> job = std::move(jobs_.front());
-            jobs_.pop_front();
+            const std::function<void()> task = std::move(tasks_.front());
+            tasks_.pop_front();
             lock.unlock();
-            job();
+            task();
             lock.lock();
         }
     }
 
     std::mutex mutex_;
     std::condition_variable wake_;
-    std::deque<std::packaged_task<void()>> jobs_;
+    std::deque<std::function<void()>> tasks_;
     bool stopping_ = false;
-    std::thread thread_;
+    std::vector<std::thread> threads_;
 };
 
 } // namespace meshllm::server

@@ -1,5 +1,7 @@
 #include "server/graph_builder.h"
 
+#include "server/op_check.h"
+
 #include <ggml-backend-impl.h>
 #include <ggml-impl.h>
 
@@ -28,7 +30,7 @@ ggml_context_ptr make_context(size_t n_tensors, size_t graph_size) {
     return context;
 }
 
-// Kernels load elements with the alignment of their type; a GPU faults where a CPU is only slow.
+// Kernels load elements with the alignment of their type: on a misaligned one a GPU faults, a CPU is only slow.
 uint64_t element_alignment(ggml_type type) {
     if (ggml_is_quantized(type)) {
         return ggml_type_size(type) % 2 == 0 ? 2 : 1; // blocks of MXFP4 have 17 bytes
@@ -56,7 +58,7 @@ void check_layout(const wire::TensorDesc & d) {
     }
     const bool blocks = ggml_blck_size(type) > 1;
     if (blocks && (d.ne[0] % ggml_blck_size(type) != 0 || d.nb[0] != ggml_type_size(type))) {
-        throw ProtocolError("a quantised tensor has rows of broken blocks");
+        throw ProtocolError("a quantised tensor has rows of incomplete blocks");
     }
 }
 
@@ -103,28 +105,27 @@ void place(ggml_tensor * t, const wire::TensorDesc & d, uint32_t device, const B
     if (entry.device != device) {
         throw ProtocolError("a graph uses a buffer of another device");
     }
-    // No two elements share memory: else a few bytes could pretend to be a tensor that takes for ever.
+    // No two elements share memory: otherwise a few bytes could claim to be a tensor that takes hours to compute.
     const Wide packed = Wide(ggml_nelements(t)) * ggml_type_size(t->type) / Wide(ggml_blck_size(t->type));
     if (packed > extent(d) || d.offset > entry.size || extent(d) > entry.size - d.offset ||
         d.offset % element_alignment(t->type) != 0) {
         throw ProtocolError("the tensor '" + d.name + "' lies outside its buffer");
     }
-    if (t->view_src != nullptr &&
-        t->view_src->buffer != entry.buffer) { // ggml reaches a view's memory through it
-        throw ProtocolError("the view '" + d.name + "' lies in another buffer than what it views");
+    if (t->view_src != nullptr && t->view_src->buffer != entry.buffer) { // ggml accesses a view's memory through it
+        throw ProtocolError("the view '" + d.name + "' lies in a different buffer from the tensor it views");
     }
     t->buffer = entry.buffer;
     t->data = entry.base + d.offset;
 }
 
-/// Some devices keep padding or scratch behind a tensor: that must be inside the buffer too.
+/// Some devices keep padding or scratch space behind a tensor: it must be inside the buffer too.
 void check_alloc_size(const ggml_tensor * t, const wire::TensorDesc & d, const Buffers & buffers) {
     if (t->buffer == nullptr || t->view_src != nullptr || t->buffer->buft->iface.get_alloc_size == nullptr) {
         return;
     }
     const uint64_t size = buffers.at(d.buffer).size;
     if (ggml_backend_buft_get_alloc_size(t->buffer->buft, t) > size - d.offset) {
-        throw ProtocolError("the tensor '" + d.name + "' has no room for what its device keeps behind it");
+        throw ProtocolError("the tensor '" + d.name + "' leaves no room for the padding that its device needs");
     }
 }
 
@@ -148,7 +149,7 @@ void check_node(const ggml_tensor * node, const Device & device) {
 }
 
 uint64_t next_uid() {
-    static std::atomic<uint64_t> uid{uint64_t(1) << 62}; // apart from those that ggml itself hands out
+    static std::atomic<uint64_t> uid{uint64_t(1) << 62}; // distinct from those that ggml itself assigns
     return ++uid;
 }
 

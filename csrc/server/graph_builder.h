@@ -2,7 +2,7 @@
 #pragma once
 
 #include "server/buffers.h"
-#include "server/op_check.h"
+#include "server/index_check.h"
 
 namespace meshllm::server {
 
@@ -14,15 +14,14 @@ struct BuiltGraph {
     size_t n_tensors = 0;
 };
 
-/// Throws ProtocolError in words when the graph cannot be computed safely on `device`.
+/// Throws ProtocolError, with one line for a person, when the graph cannot be computed safely on `device`.
 BuiltGraph build_graph(const wire::GraphDesc & desc, const Buffers & buffers, const Device & device);
 
-/// A tensor alone, without operator or sources, at its place. Throws ProtocolError when it lies outside a
-/// buffer.
+/// A single tensor in its buffer, without operator or sources. Throws ProtocolError when it is outside the buffer.
 ggml_tensor * place_leaf(ggml_context * context, const wire::TensorDesc & desc, const Buffers & buffers);
 
-/// A single operator without memory, as supports_op and get_alloc_size ask about it. The last tensor of
-/// `desc` is the operator, those before are what it reads. Null when the operator is malformed.
+/// A single operator without memory, for supports_op and get_alloc_size. The last tensor of `desc` is the operator,
+/// those before it are its sources. Null when the operator is malformed.
 struct BuiltOp {
     ggml_context_ptr context;
     ggml_tensor * op = nullptr;

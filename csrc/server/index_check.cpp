@@ -1,13 +1,13 @@
-// Indices that a graph reads from memory: where they come from, and whether they are in range.
-#include "server/op_check.h"
-#include "server/refuse.h"
+#include "server/index_check.h"
+
+#include "server/require.h"
 
 #include <ggml-backend.h>
 
 #include <cstring>
 #include <unordered_map>
 
-namespace meshllm {
+namespace meshllm::server {
 
 namespace {
 
@@ -15,10 +15,10 @@ bool is_index(Tensor t) {
     return t->type == GGML_TYPE_I32 || t->type == GGML_TYPE_I64;
 }
 
-/// Whether the node only names memory that another one has.
+/// Whether the node only refers to memory that another node computes.
 bool only_view(Tensor t) {
-    return t->op == GGML_OP_NONE || t->op == GGML_OP_VIEW || t->op == GGML_OP_RESHAPE ||
-           t->op == GGML_OP_PERMUTE || t->op == GGML_OP_TRANSPOSE;
+    return t->op == GGML_OP_NONE || t->op == GGML_OP_VIEW || t->op == GGML_OP_RESHAPE || t->op == GGML_OP_PERMUTE ||
+           t->op == GGML_OP_TRANSPOSE;
 }
 
 struct Memory {
@@ -74,20 +74,19 @@ class IndexTracer {
             base = base->src[0];
         }
         const auto found = position_.find(base);
-        const int maker =
-            found != position_.end() && !only_view(base) && found->second < user ? found->second : -1;
+        const int maker = found != position_.end() && !only_view(base) && found->second < user ? found->second : -1;
         for (int i = maker + 1; i < user; i++) {
             Tensor t = ggml_graph_node(graph_, i);
-            need(only_view(t) || ggml_is_empty(t) || !memory_of(t).overlaps(memory_of(ids)),
-                 "indices are overwritten before they are used");
+            require(only_view(t) || ggml_is_empty(t) || !memory_of(t).overlaps(memory_of(ids)),
+                    "indices are overwritten before they are used");
         }
         if (maker < 0) {
-            need(ids->data != nullptr && is_index(ids), "indices have no memory");
+            require(ids->data != nullptr && is_index(ids), "indices have no memory");
             checks_.push_back({ids, limit});
             return;
         }
-        need(memory_of(base).holds(memory_of(ids)) && ids->type == base->type,
-             "indices lie outside what computes them");
+        require(memory_of(base).holds(memory_of(ids)) && ids->type == base->type,
+                "indices lie outside the result that computes them");
         trace_maker(base, maker, limit);
     }
 
@@ -96,16 +95,17 @@ class IndexTracer {
         case GGML_OP_ARGSORT:
         case GGML_OP_TOP_K:
         case GGML_OP_ARGMAX: // values are positions in a row of the source
-            need(maker->src[0]->ne[0] <= limit, "indices reach beyond what they choose from");
+            require(maker->src[0]->ne[0] <= limit, "indices may exceed the range they select from");
             return;
         case GGML_OP_CONT:
         case GGML_OP_CPY:
         case GGML_OP_DUP:
         case GGML_OP_GET_ROWS:
-            need(maker->src[0]->type == maker->type && is_index(maker), "indices are computed");
+            require(maker->src[0]->type == maker->type && is_index(maker),
+                    "indices are computed in a way that cannot be checked");
             return trace(maker->src[0], at, limit);
         default:
-            throw Refused{"indices are computed"};
+            throw UnmetRequirement{"indices are computed in a way that cannot be checked"};
         }
     }
 
@@ -122,8 +122,7 @@ bool all_below(Tensor ids, const std::vector<uint8_t> & bytes, int64_t limit) {
                 for (int64_t i0 = 0; i0 < ids->ne[0]; i0++) {
                     T value;
                     std::memcpy(&value,
-                                bytes.data() + i0 * ids->nb[0] + i1 * ids->nb[1] + i2 * ids->nb[2] +
-                                    i3 * ids->nb[3],
+                                bytes.data() + i0 * ids->nb[0] + i1 * ids->nb[1] + i2 * ids->nb[2] + i3 * ids->nb[3],
                                 sizeof(T));
                     if (value < 0 || value >= limit) {
                         return false;
@@ -141,8 +140,8 @@ std::string check_graph(const ggml_cgraph * graph, std::vector<IndexCheck> & che
     try {
         IndexTracer(graph, checks).trace_all();
         return "";
-    } catch (const Refused & refused) {
-        return refused.why;
+    } catch (const UnmetRequirement & unmet) {
+        return unmet.text;
     }
 }
 
@@ -160,4 +159,4 @@ std::string check_indices(const std::vector<IndexCheck> & checks) {
     return "";
 }
 
-} // namespace meshllm
+} // namespace meshllm::server

@@ -1,6 +1,6 @@
 #include "server/loader.h"
 
-#include "channel/stream.h"
+#include "channel/fd.h"
 
 #include <ggml-backend.h>
 
@@ -25,7 +25,7 @@ void read_file(int fd, const std::string & file, uint64_t offset, uint8_t * out,
         }
         if (n <= 0) {
             throw std::runtime_error("cannot read weights from " + file + ": " +
-                                     (n == 0 ? "the file has become shorter" : std::strerror(errno)));
+                                     (n == 0 ? "the file was truncated while it was read" : std::strerror(errno)));
         }
         out += n;
         offset += static_cast<uint64_t>(n);
@@ -75,74 +75,49 @@ Models::Source Models::find(const wire::SetTensorGguf & request) const {
     std::lock_guard lock(mutex_);
     const auto model = models_.find(request.model);
     if (model == models_.end()) {
-        throw ProtocolError("this server does not have the model whose weights are asked for");
+        throw ProtocolError("this server does not have the model whose weights are requested");
     }
     const gguf::TensorInfo * info = model->second.find(request.name);
     if (info == nullptr) {
-        throw ProtocolError("the model has no tensor of the name that is asked for");
+        throw ProtocolError("the model has no tensor of the requested name");
     }
     if (info->type != request.type || info->ne != request.ne) {
-        throw ProtocolError("the tensor '" + info->name +
-                            "' has another type or shape in this server's file");
+        throw ProtocolError("the tensor '" + info->name + "' has a different type or shape in this server's file");
     }
     if (request.data_offset > info->size || request.range.size > info->size - request.data_offset) {
-        throw ProtocolError("the tensor '" + info->name + "' is shorter than the range that is asked for");
+        throw ProtocolError("the tensor '" + info->name + "' is shorter than the requested range");
     }
     return {model->second.files().at(info->file), info->offset + request.data_offset};
 }
 
-Loader::Loader(int n_threads, Counters & counters) : counters_(counters) {
-    for (int i = 0; i < n_threads; i++) {
-        threads_.emplace_back([this] { work(); });
-    }
-}
-
-Loader::~Loader() {
-    {
-        std::lock_guard lock(mutex_);
-        stopping_ = true;
-    }
-    wake_.notify_all();
-    for (std::thread & t : threads_) {
-        t.join();
-    }
-}
-
-void Loader::work() {
-    std::unique_lock lock(mutex_);
-    for (;;) {
-        wake_.wait(lock, [this] { return stopping_ || !jobs_.empty(); });
-        if (jobs_.empty()) {
-            return;
-        }
-        const Job job = std::move(jobs_.front());
-        jobs_.pop_front();
-        const bool skip = !job.batch->error_.empty();
-        lock.unlock();
-        std::string error;
-        try {
-            if (!skip) {
-                load(job.source, job.entry, job.range);
-                counters_.weight_bytes_local += job.range.size;
-            }
-        } catch (const std::exception & e) {
-            error = e.what();
-        }
-        lock.lock();
-        if (job.batch->error_.empty()) {
-            job.batch->error_ = error;
-        }
-        job.batch->pending_--;
-        done_.notify_all();
-    }
-}
-
 void Loader::Batch::add(Models::Source source, const Buffers::Entry & entry, const wire::ByteRange & range) {
+    {
+        std::unique_lock lock(loader_.mutex_);
+        loader_.done_.wait(lock, [this] { return pending_ < max_pending; });
+        pending_++;
+    }
+    loader_.executor_.post([this, source = std::move(source), entry, range] { run(source, entry, range); });
+}
+
+void Loader::Batch::run(const Models::Source & source, const Buffers::Entry & entry, const wire::ByteRange & range) {
     std::unique_lock lock(loader_.mutex_);
-    loader_.done_.wait(lock, [this] { return pending_ < max_pending; });
-    pending_++;
-    loader_.jobs_.push_back({this, std::move(source), entry, range});
-    loader_.wake_.notify_one();
+    const bool skip = !error_.empty();
+    lock.unlock();
+    std::string error;
+    try {
+        if (!skip) {
+            load(source, entry, range);
+            loader_.counters_.weight_bytes_local += range.size;
+        }
+    } catch (const std::exception & e) {
+        error = e.what();
+    }
+    lock.lock();
+    if (error_.empty()) {
+        error_ = error;
+    }
+    pending_--;
+    loader_.done_.notify_all();
 }
 
 void Loader::Batch::wait() {
@@ -155,7 +130,7 @@ void Loader::Batch::wait() {
 
 Loader::Batch::~Batch() {
     std::unique_lock lock(loader_.mutex_);
-    error_ = "the session ended"; // reads still queued are skipped
+    error_ = "the session ended"; // queued reads are skipped
     loader_.done_.wait(lock, [this] { return pending_ == 0; });
 }
 

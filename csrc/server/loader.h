@@ -4,12 +4,11 @@
 #include "gguf/index.h"
 #include "server/buffers.h"
 #include "server/counters.h"
+#include "server/executor.h"
 
 #include <condition_variable>
-#include <deque>
 #include <map>
 #include <mutex>
-#include <thread>
 
 namespace meshllm::server {
 
@@ -18,11 +17,10 @@ struct ModelFiles {
     std::vector<std::string> files;
 };
 
-/// The models whose files this machine has. Sessions ask while it is replaced.
+/// The models whose files this machine has. They may be replaced while sessions use them.
 class Models {
   public:
-    /// These and no others from now on. Throws gguf::GgufError when a file is missing or broken; then nothing
-    /// changes.
+    /// Replaces all models. Throws gguf::GgufError when a file is missing or broken; then nothing changes.
     void replace(const std::vector<ModelFiles> & models);
     std::vector<wire::Fingerprint> fingerprints() const;
 
@@ -30,7 +28,7 @@ class Models {
         std::string file;
         uint64_t offset; // in the file
     };
-    /// Where the bytes lie. Throws ProtocolError unless name, type, shape and range are those of the file.
+    /// Where the bytes are. Throws ProtocolError unless name, type, shape and range match the file.
     Source find(const wire::SetTensorGguf & request) const;
 
   private:
@@ -38,13 +36,12 @@ class Models {
     std::map<wire::Fingerprint, gguf::Index> models_;
 };
 
-/// Threads that read files for all sessions.
+/// Reads files for all sessions, several at once.
 class Loader {
   public:
-    Loader(int n_threads, Counters & counters);
-    ~Loader();
+    Loader(int n_threads, Counters & counters) : counters_(counters), executor_(n_threads) {}
 
-    /// The reads of one session. wait() returns when all are done and throws what went wrong first.
+    /// The reads of one session. wait() returns when all are done and throws the first error.
     class Batch {
       public:
         explicit Batch(Loader & loader) : loader_(loader) {}
@@ -53,27 +50,18 @@ class Loader {
         void wait();
 
       private:
-        friend class Loader;
+        void run(const Models::Source & source, const Buffers::Entry & entry, const wire::ByteRange & range);
+
         Loader & loader_;
-        size_t pending_ = 0; // guarded by loader_.mutex_
+        size_t pending_ = 0; // guarded by loader_.mutex_, as is the error
         std::string error_;
     };
 
   private:
-    struct Job {
-        Batch * batch;
-        Models::Source source;
-        Buffers::Entry entry;
-        wire::ByteRange range;
-    };
-    void work();
-
     Counters & counters_;
     std::mutex mutex_;
-    std::condition_variable wake_, done_;
-    std::deque<Job> jobs_;
-    bool stopping_ = false;
-    std::vector<std::thread> threads_;
+    std::condition_variable done_;
+    Executor executor_;
 };
 
 } // namespace meshllm::server

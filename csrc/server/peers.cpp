@@ -8,7 +8,7 @@ namespace meshllm::server {
 
 namespace {
 
-// What one stage may hold for another; a ubatch of 512 tokens of a 16k-wide model is 32 MiB.
+// Limits on what one stage queues for another; a ubatch of 512 tokens of a 16k-wide model is 32 MiB.
 constexpr uint64_t max_waiting_bytes = 256 << 20;
 constexpr size_t max_waiting_transfers = 4096;
 constexpr double connect_timeout_s = 5;
@@ -19,8 +19,7 @@ constexpr std::chrono::seconds linger(2);
 bool Mailbox::put(uint64_t transfer, wire::Bytes data) {
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [&] {
-        const bool room =
-            bytes_ + data.size() <= max_waiting_bytes && arrived_.size() < max_waiting_transfers;
+        const bool room = bytes_ + data.size() <= max_waiting_bytes && arrived_.size() < max_waiting_transfers;
         return closed_ || room || (waiting_ && awaited_ == transfer);
     });
     if (closed_) {
@@ -76,22 +75,15 @@ PeerLink::PeerLink(const std::string & address, const wire::Key & session_key, C
         throw ProtocolError("the peer " + address + " has no mesh extensions");
     }
     channel::call(stream_, wire::Command::peer_attach, session_key);
-    thread_ = std::thread([this] { work(); });
 }
 
 PeerLink::~PeerLink() {
     {
-        // What is queued still goes out, unless the peer does not take it.
+        // What is queued is still sent, unless the peer does not take it.
         std::unique_lock lock(mutex_);
-        stopping_ = true;
-        changed_.notify_all();
-        changed_.wait_for(lock, linger,
-                          [this] { return !failure_.empty() || (queue_.empty() && queued_bytes_ == 0); });
+        changed_.wait_for(lock, linger, [this] { return !failure_.empty() || n_queued_ == 0; });
     }
     stream_.shutdown();
-    if (thread_.joinable()) {
-        thread_.join();
-    }
 }
 
 void PeerLink::push(uint64_t transfer, wire::Bytes data) {
@@ -104,14 +96,14 @@ void PeerLink::fail(const std::string & why) {
 
 void PeerLink::enqueue(Item item, bool wait_for_room) {
     std::unique_lock lock(mutex_);
-    changed_.wait(lock,
-                  [&] { return !wait_for_room || !failure_.empty() || queued_bytes_ < max_waiting_bytes; });
+    changed_.wait(lock, [&] { return !wait_for_room || !failure_.empty() || queued_bytes_ < max_waiting_bytes; });
     if (!failure_.empty() && wait_for_room) {
-        throw channel::TransportError("the way to the next stage is lost: " + failure_);
+        throw channel::TransportError("the link to the next stage is lost: " + failure_);
     }
+    n_queued_++;
     queued_bytes_ += item.data.size();
-    queue_.push_back(std::move(item));
-    changed_.notify_all();
+    lock.unlock();
+    executor_.post([this, item = std::move(item)] { run(item); });
 }
 
 void PeerLink::write(const Item & item) {
@@ -128,30 +120,25 @@ void PeerLink::write(const Item & item) {
     stream_.write_all(head, item.data);
 }
 
-void PeerLink::work() {
+void PeerLink::run(const Item & item) {
     std::unique_lock lock(mutex_);
-    for (;;) {
-        changed_.wait(lock, [this] { return stopping_ || !queue_.empty(); });
-        if (queue_.empty()) {
-            break;
-        }
-        const Item item = std::move(queue_.front());
-        queue_.pop_front();
-        lock.unlock();
-        try {
+    const bool skip = !failure_.empty();
+    lock.unlock();
+    std::string failure;
+    try {
+        if (!skip) {
             write(item);
-            lock.lock();
-        } catch (const channel::TransportError & e) {
-            lock.lock();
-            failure_ = e.what();
-            queue_.clear();
         }
-        queued_bytes_ -= item.data.size();
-        changed_.notify_all();
-        if (!failure_.empty()) {
-            break;
-        }
+    } catch (const std::exception & e) {
+        failure = e.what();
     }
+    lock.lock();
+    if (failure_.empty()) {
+        failure_ = failure;
+    }
+    n_queued_--;
+    queued_bytes_ -= item.data.size();
+    changed_.notify_all();
 }
 
 } // namespace meshllm::server

@@ -3,29 +3,26 @@
 
 #include "channel/stream.h"
 #include "server/counters.h"
+#include "server/executor.h"
 #include "wire/frames.h"
 
 #include <condition_variable>
-#include <deque>
 #include <functional>
 #include <mutex>
-#include <thread>
 #include <unordered_map>
 
 namespace meshllm::server {
 
-/// Tensors that other stages pushed to one session, until its command stream asks for them by transfer id.
+/// Tensors that other stages have pushed to one session, until its command stream takes them by transfer id.
 class Mailbox {
   public:
-    /// Waits while the box is full, unless `transfer` is the one being waited for. False once the session has
-    /// ended.
+    /// Waits while the box is full, unless `transfer` is the one being waited for. False once the session has ended.
     bool put(uint64_t transfer, wire::Bytes data);
 
-    /// Waits for `transfer`; throws std::runtime_error after fail(). `alive` is asked now and then and throws
-    /// to give up.
+    /// Waits for `transfer`; throws std::runtime_error after fail(). Calls `alive` twice a second, which may throw.
     wire::Bytes take(uint64_t transfer, const std::function<void()> & alive);
 
-    /// The stage that pushes is gone: takes throw `why` from now on.
+    /// The stage that pushes is lost: take() throws `why` from now on.
     void fail(const std::string & why);
     void close();
 
@@ -39,18 +36,17 @@ class Mailbox {
     std::string failure_;
 };
 
-/// A connection to another stage over which one session pushes. A thread of its own writes, so that the
-/// device can go on.
+/// A connection to another stage, over which one session pushes. Its own thread writes, so that the device can go on.
 class PeerLink {
   public:
-    /// Throws TransportError or ProtocolError in words when the peer cannot be reached or refuses the key.
+    /// Throws TransportError or ProtocolError, for the user, when the peer cannot be reached or refuses the key.
     PeerLink(const std::string & address, const wire::Key & session_key, Counters & counters);
     ~PeerLink();
 
     /// Queues; waits while too much is queued. Throws TransportError when the link is lost.
     void push(uint64_t transfer, wire::Bytes data);
 
-    /// Tells the peer why nothing more will come.
+    /// Sends the peer the reason why no more pushes follow.
     void fail(const std::string & why);
 
   private:
@@ -60,18 +56,17 @@ class PeerLink {
         wire::Bytes data;
     };
     void enqueue(Item item, bool wait_for_room);
-    void work();
+    void run(const Item & item);
     void write(const Item & item);
 
     channel::Stream stream_;
     Counters & counters_;
     std::mutex mutex_;
     std::condition_variable changed_;
-    std::deque<Item> queue_;
+    size_t n_queued_ = 0;
     uint64_t queued_bytes_ = 0;
-    bool stopping_ = false;
     std::string failure_;
-    std::thread thread_;
+    Executor executor_; // last: its thread uses the rest
 };
 
 } // namespace meshllm::server

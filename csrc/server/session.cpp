@@ -9,7 +9,7 @@ namespace meshllm::server {
 namespace {
 
 constexpr size_t chunk = 1 << 20;
-constexpr double hello_timeout_s = 10; // a stranger who says nothing must not hold a connection
+constexpr double hello_timeout_s = 10; // a stranger that sends nothing must not occupy a connection
 
 } // namespace
 
@@ -50,7 +50,7 @@ void Session::run() {
         serve();
     } catch (const channel::TransportError & e) {
         shared_.log(std::string("client lost: ") + e.what());
-        fail("the host is gone");
+        fail("the host has disconnected");
     } catch (const std::exception & e) {
         shared_.counters.errors++;
         shared_.log(std::string("client refused: ") + e.what());
@@ -82,7 +82,7 @@ bool Session::read_header(Command & command) {
 
 wire::Bytes Session::payload() {
     wire::Bytes out;
-    while (remaining_ > 0) { // memory grows with what arrives, not with what is claimed
+    while (remaining_ > 0) { // memory grows with what arrives, not with the announced size
         const size_t n = std::min<uint64_t>(remaining_, chunk);
         out.resize(out.size() + n);
         if (!stream_.read_exactly(std::span(out).last(n))) {
@@ -111,6 +111,11 @@ void Session::reply(wire::ByteView data) {
     shared_.counters.bytes_sent += sizeof(size) + size;
 }
 
+wire::ByteRange Session::range_of(const wire::StockTensor & tensor, uint64_t offset, uint64_t size) const {
+    const wire::TensorDesc t = wire::from_stock(tensor, buffers_);
+    return {t.buffer, t.offset + offset, size};
+}
+
 void Session::reply_error(const std::string & text) {
     const std::string line = text.substr(0, wire::max_error_text);
     const uint64_t size = line.size() | wire::reply_error_bit;
@@ -130,7 +135,7 @@ void Session::hello() {
     }
     const wire::Bytes caps = payload();
     const bool no_rdma = std::all_of(caps.begin(), caps.end(), [](uint8_t b) { return b == 0; });
-    reply(wire::view_of(wire::make_hello_reply(no_rdma)));
+    reply_with(wire::make_hello_reply(no_rdma));
 }
 
 void Session::serve() {
@@ -184,59 +189,63 @@ void Session::dispatch(Command command) {
 void Session::dispatch_stock(Command command) {
     switch (command) {
     case Command::device_count:
-        return reply(wire::view_of(static_cast<uint32_t>(shared_.devices.size())));
+        return reply_with(static_cast<uint32_t>(shared_.devices.size()));
     case Command::alloc_buffer: {
-        const auto request = wire::exactly<wire::AllocRequest>(payload());
-        return reply(wire::view_of(buffers_.allocate(request.device, request.size)));
+        const auto request = request_as<wire::AllocRequest>();
+        return reply_with(buffers_.allocate(request.device, request.size));
     }
     case Command::get_alignment:
-        return reply(wire::view_of(device(wire::exactly<uint32_t>(payload())).info().alignment));
+        return reply_with(device(request_as<uint32_t>()).info().alignment);
     case Command::get_max_size:
-        return reply(wire::view_of(device(wire::exactly<uint32_t>(payload())).info().max_size));
+        return reply_with(device(request_as<uint32_t>()).info().max_size);
     case Command::get_device_memory:
-        return reply(wire::view_of(device(wire::exactly<uint32_t>(payload())).memory()));
+        return reply_with(device(request_as<uint32_t>()).memory());
     case Command::buffer_get_base:
-        return reply(wire::view_of(buffers_.base_of(wire::exactly<uint64_t>(payload()))));
+        return reply_with(buffers_.base_of(request_as<uint64_t>()));
     case Command::free_buffer:
-        return free_buffer(wire::exactly<uint64_t>(payload()));
-    case Command::buffer_clear: {
-        const auto request = wire::exactly<wire::BufferClear>(payload());
-        return ggml_backend_buffer_clear(buffers_.at(request.buffer).buffer, request.value);
-    }
-    case Command::memset_tensor: {
-        const auto r = wire::exactly<wire::MemsetTensor>(payload());
-        const wire::TensorDesc t = wire::from_stock(r.tensor, buffers_);
-        return fill({t.buffer, t.offset + r.offset, r.size}, r.value);
-    }
-    case Command::set_tensor: {
-        const auto h = head<wire::SetTensorHead>();
-        const wire::TensorDesc t = wire::from_stock(h.tensor, buffers_);
-        return set_data({t.buffer, t.offset + h.offset, remaining_});
-    }
-    case Command::set_tensor_hash: // we keep no cache of weights: SET_TENSOR_GGUF is our way
-        wire::exactly<wire::SetTensorHash>(payload());
-        return reply(wire::view_of(uint8_t(0)));
-    case Command::get_tensor: {
-        const auto r = wire::exactly<wire::GetTensor>(payload());
-        const wire::TensorDesc t = wire::from_stock(r.tensor, buffers_);
-        return send_data({t.buffer, t.offset + r.offset, r.size});
-    }
-    case Command::copy_tensor:
-        return copy_tensor(wire::exactly<wire::CopyTensor>(payload()));
-    case Command::init_tensor:
-        return init_tensor(wire::exactly<wire::StockTensor>(payload()));
+        return free_buffer(request_as<uint64_t>());
     case Command::get_alloc_size:
-        return reply(wire::view_of(alloc_size(wire::exactly<wire::AllocSizeRequest>(payload()))));
+        return reply_with(alloc_size(request_as<wire::AllocSizeRequest>()));
     case Command::graph_compute: {
-        const wire::Bytes data = payload();
-        const wire::GraphDesc desc = wire::decode_stock_graph(data, buffers_);
+        const wire::GraphDesc desc = wire::decode_stock_graph(payload(), buffers_);
         put_graph(slot(desc.device, wire::max_graph_slots), desc);
         return run_graph(slot(desc.device, wire::max_graph_slots), desc.device);
     }
     case Command::graph_recompute: {
-        const auto index = wire::exactly<uint32_t>(payload());
+        const auto index = request_as<uint32_t>();
         return run_graph(slot(index, wire::max_graph_slots), index);
     }
+    default:
+        return dispatch_stock_data(command);
+    }
+}
+
+/// Commands about the bytes of a buffer or a tensor.
+void Session::dispatch_stock_data(Command command) {
+    switch (command) {
+    case Command::buffer_clear: {
+        const auto request = request_as<wire::BufferClear>();
+        return ggml_backend_buffer_clear(buffers_.at(request.buffer).buffer, request.value);
+    }
+    case Command::memset_tensor: {
+        const auto request = request_as<wire::MemsetTensor>();
+        return fill(range_of(request.tensor, request.offset, request.size), request.value);
+    }
+    case Command::set_tensor: {
+        const auto h = head<wire::SetTensorHead>();
+        return set_data(range_of(h.tensor, h.offset, remaining_));
+    }
+    case Command::set_tensor_hash: // we have no cache of weights; SET_TENSOR_GGUF replaces it
+        request_as<wire::SetTensorHash>();
+        return reply_with(uint8_t(0));
+    case Command::get_tensor: {
+        const auto request = request_as<wire::GetTensor>();
+        return send_data(range_of(request.tensor, request.offset, request.size));
+    }
+    case Command::copy_tensor:
+        return copy_tensor(request_as<wire::CopyTensor>());
+    case Command::init_tensor:
+        return init_tensor(request_as<wire::StockTensor>());
     default:
         throw ProtocolError("a second HELLO, or a command of another version");
     }
@@ -247,7 +256,7 @@ void Session::dispatch_mesh(Command command) {
     case Command::mesh_hello:
         return mesh_hello(wire::decode_mesh_hello(payload()));
     case Command::supports_op:
-        return reply(wire::view_of(static_cast<uint8_t>(supports_op(wire::decode_graph(payload())))));
+        return reply_with(static_cast<uint8_t>(supports_op(wire::decode_graph(payload()))));
     case Command::graph_put: {
         const wire::Bytes data = payload();
         const wire::GraphPut put = wire::decode_graph_put(data);
@@ -256,9 +265,9 @@ void Session::dispatch_mesh(Command command) {
         return put_graph(slot(put.graph.device, put.slot), put.graph);
     }
     case Command::graph_run: {
-        const auto r = wire::exactly<wire::GraphRun>(payload());
+        const auto r = request_as<wire::GraphRun>();
         if (r.slot >= wire::max_graph_slots) {
-            throw ProtocolError("a graph is run from a slot that does not exist");
+            throw ProtocolError("the graph to run is in a slot that does not exist");
         }
         return run_graph(slot(r.device, r.slot), r.device);
     }
@@ -269,15 +278,15 @@ void Session::dispatch_mesh(Command command) {
         return set_data({h.buffer, h.offset, remaining_});
     }
     case Command::get_bytes:
-        return send_data(wire::exactly<wire::ByteRange>(payload()));
+        return send_data(request_as<wire::ByteRange>());
     case Command::register_peer:
         return register_peer(wire::decode_register_peer(payload()));
     case Command::push_tensor_to_peer:
-        return push(wire::exactly<wire::PushTensor>(payload()));
+        return push(request_as<wire::PushTensor>());
     case Command::await_tensor:
-        return await(wire::exactly<wire::AwaitTensor>(payload()));
+        return await(request_as<wire::AwaitTensor>());
     case Command::peer_attach:
-        return serve_peer(wire::exactly<wire::Key>(payload()));
+        return serve_peer(request_as<wire::Key>());
     default:
         throw ProtocolError("a frame between stages arrived from a host");
     }

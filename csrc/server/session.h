@@ -11,13 +11,13 @@
 
 namespace meshllm::server {
 
-/// What sessions share. Outlives them.
+/// What all sessions share. Outlives them.
 struct Shared {
     std::vector<std::unique_ptr<Device>> devices;
     Models models;
     Counters counters;
     std::unique_ptr<Loader> loader;
-    /// The address behind what a client names as a peer's; nothing when this server may not dial it.
+    /// The real address for a peer address that a client names; nullopt when this server must not connect to it.
     std::function<std::optional<std::string>(const std::string &)> peer_address;
     std::function<void(const std::string &)> log; // one line per event; called from any thread
 
@@ -35,7 +35,7 @@ class Session {
     Session(Shared & shared, channel::Stream & stream, const wire::Key & key);
     ~Session();
 
-    /// Serves until the client goes. Never throws.
+    /// Serves until the client disconnects. Never throws.
     void run();
 
   private:
@@ -45,6 +45,7 @@ class Session {
     void serve();
     void dispatch(Command command);
     void dispatch_stock(Command command);
+    void dispatch_stock_data(Command command);
     void dispatch_mesh(Command command);
     void fail(const std::string & why);
 
@@ -52,10 +53,21 @@ class Session {
     bool read_header(Command & command);
     wire::Bytes payload();
     template <class T>
-    T head();
+    T head(); // the first bytes of the payload
+    template <class T>
+    T request_as() { // the whole payload
+        return wire::exactly<T>(payload());
+    }
     void discard_rest();
     void reply(wire::ByteView data);
+    template <class T>
+    void reply_with(const T & value) {
+        reply(wire::view_of(value));
+    }
     void reply_error(const std::string & text);
+
+    /// A range of a tensor as a range of its buffer.
+    wire::ByteRange range_of(const wire::StockTensor & tensor, uint64_t offset, uint64_t size) const;
 
     // commands, in the order of wire::Command
     void set_data(const wire::ByteRange & range);
@@ -85,10 +97,10 @@ class Session {
     uint64_t remaining_ = 0; // bytes of the current frame that are not read yet
     bool mesh_ = false;      // both sides have announced the extensions
     bool done_ = false;
-    std::string failure_; // in an extended session: told at the next command with a reply
+    std::string failure_; // in an extended session: reported by the next command with a reply
 
     Buffers buffers_;
-    Loader::Batch loads_; // after buffers_: its reads end before the memory goes
+    Loader::Batch loads_; // after buffers_: its reads end before the memory is freed
     // [device][slot]; the last slot of each device is GRAPH_COMPUTE's
     std::vector<std::vector<std::optional<BuiltGraph>>> graphs_;
     size_t graph_tensors_ = 0;

@@ -1,4 +1,4 @@
-// What the commands of a session do; session.cpp has the frames and the loop.
+// The commands of a session; session.cpp has the frames and the loop.
 #include "server/session.h"
 
 #include <ggml.h>
@@ -16,9 +16,9 @@ constexpr size_t max_graph_tensors = 512 << 10; // in all slots of a session: ab
 constexpr size_t max_peers = 64;
 
 #ifdef POLLRDHUP
-constexpr short gone_events = POLLRDHUP;
+constexpr short hangup_events = POLLRDHUP;
 #else
-constexpr short gone_events = 0;
+constexpr short hangup_events = 0;
 #endif
 
 ggml_context_ptr one_tensor_context() {
@@ -29,7 +29,7 @@ ggml_context_ptr one_tensor_context() {
 
 Device & Session::device(uint32_t index) {
     if (index >= shared_.devices.size()) {
-        throw ProtocolError("a device is named that does not exist");
+        throw ProtocolError("the client names a device that does not exist");
     }
     return *shared_.devices[index];
 }
@@ -42,7 +42,7 @@ std::optional<BuiltGraph> & Session::slot(uint32_t index, uint32_t slot) {
 void Session::set_data(const wire::ByteRange & range) {
     const Buffers::Entry & entry = buffers_.checked(range);
     shared_.counters.data_bytes_received += range.size;
-    if (entry.host) { // straight from the socket to its place
+    if (entry.host) { // straight from the socket to its destination
         remaining_ = 0;
         if (range.size != 0 && !stream_.read_exactly({entry.base + range.offset, range.size})) {
             throw channel::TransportError("the client closed the connection in the middle of a tensor");
@@ -90,20 +90,19 @@ void Session::fill(const wire::ByteRange & range, uint8_t value) {
 }
 
 void Session::copy_tensor(const wire::CopyTensor & request) {
-    const wire::TensorDesc src = wire::from_stock(request.src, buffers_),
-                           dst = wire::from_stock(request.dst, buffers_);
+    const wire::TensorDesc src = wire::from_stock(request.src, buffers_), dst = wire::from_stock(request.dst, buffers_);
     const ggml_context_ptr a = one_tensor_context(), b = one_tensor_context();
     const ggml_tensor * s = place_leaf(a.get(), src, buffers_);
     const ggml_tensor * d = place_leaf(b.get(), dst, buffers_);
     const size_t size = ggml_nbytes(s);
-    // Anything but two plain tensors of one size the client copies itself.
+    // The client itself copies anything but two contiguous tensors of equal size.
     const bool plain = ggml_is_contiguous(s) && ggml_is_contiguous(d) && ggml_nbytes(d) == size;
     if (plain) {
         wire::Bytes bytes(size);
         read_bytes(buffers_.at(src.buffer), src.offset, bytes.data(), size);
         write_bytes(buffers_.at(dst.buffer), dst.offset, bytes.data(), size);
     }
-    reply(wire::view_of(static_cast<uint8_t>(plain)));
+    reply_with(static_cast<uint8_t>(plain));
 }
 
 void Session::init_tensor(const wire::StockTensor & stock) {
@@ -128,12 +127,12 @@ uint64_t Session::alloc_size(const wire::AllocSizeRequest & request) {
     }
     desc.push_back(op);
     BuiltOp built = build_op(desc);
-    if (built.op == nullptr) { // not an operator we would compute; its plain size then
+    if (built.op == nullptr) { // an operator that we would not compute: the size of a plain tensor, then
         desc.back().op = GGML_OP_NONE;
         built = build_op(desc);
     }
     if (built.op == nullptr) {
-        throw ProtocolError("the size of an impossible tensor is asked for");
+        throw ProtocolError("the size of an impossible tensor is requested");
     }
     return ggml_backend_buft_get_alloc_size(on.buffer_type(), built.op);
 }
@@ -141,8 +140,8 @@ uint64_t Session::alloc_size(const wire::AllocSizeRequest & request) {
 void Session::mesh_hello(const wire::MeshHello & hello) {
     if (hello.version == 0 || hello.ggml_version != ggml_version()) {
         done_ = true;
-        return reply_error("the client has ggml " + hello.ggml_version + ", this server has " +
-                           ggml_version() + ": install the same version of mesh-llm on both machines");
+        return reply_error("the client has ggml " + hello.ggml_version + ", this server has " + ggml_version() +
+                           ": install the same version of mesh-llm on both machines");
     }
     mesh_ = true;
     shared_.add_mailbox(key_, mailbox_);
@@ -170,7 +169,7 @@ void Session::put_graph(std::optional<BuiltGraph> & slot, const wire::GraphDesc 
     graph_tensors_ -= slot ? slot->n_tensors : 0;
     slot.reset();
     if (graph_tensors_ + desc.tensors.size() > max_graph_tensors) {
-        throw ProtocolError("the graphs of this client are too large together");
+        throw ProtocolError("the graphs of this client are too large in total");
     }
     slot = build_graph(desc, buffers_, device(desc.device));
     graph_tensors_ += slot->n_tensors;
@@ -178,7 +177,7 @@ void Session::put_graph(std::optional<BuiltGraph> & slot, const wire::GraphDesc 
 
 void Session::run_graph(const std::optional<BuiltGraph> & slot, uint32_t index) {
     if (!slot) {
-        throw ProtocolError("a graph is run that was not sent, or whose buffers are gone");
+        throw ProtocolError("the graph to run was never sent, or its buffers were freed");
     }
     if (const std::string why = check_indices(slot->indices); !why.empty()) {
         throw ProtocolError(why);
@@ -211,14 +210,14 @@ void Session::free_buffer(uint64_t handle) {
 void Session::register_peer(const wire::RegisterPeer & request) {
     const std::optional<std::string> address = shared_.peer_address(request.address);
     if (peers_.size() >= max_peers || !address) {
-        return reply(wire::view_of(uint8_t(0)));
+        return reply_with(uint8_t(0));
     }
     try {
         peers_[request.peer] = std::make_unique<PeerLink>(*address, request.session_key, shared_.counters);
-        reply(wire::view_of(uint8_t(1)));
-    } catch (const std::exception & e) { // not a fault of the session: the host relays instead
+        reply_with(uint8_t(1));
+    } catch (const std::exception & e) { // not an error of the session: the host relays instead
         shared_.log("cannot push to " + request.address + ", the host will relay: " + e.what());
-        reply(wire::view_of(uint8_t(0)));
+        reply_with(uint8_t(0));
     }
 }
 
@@ -239,13 +238,13 @@ void Session::push(const wire::PushTensor & request) {
 void Session::await(const wire::AwaitTensor & request) {
     const Buffers::Entry & entry = buffers_.checked(request.range);
     const wire::Bytes data = mailbox_->take(request.transfer, [this] {
-        pollfd p{stream_.fd(), gone_events, 0};
+        pollfd p{stream_.fd(), hangup_events, 0};
         if (::poll(&p, 1, 0) > 0) {
-            throw channel::TransportError("the host went away while a transfer was awaited");
+            throw channel::TransportError("the host disconnected while a transfer was awaited");
         }
     });
     if (data.size() != request.range.size) {
-        throw ProtocolError("a pushed tensor has another size than the one that is awaited");
+        throw ProtocolError("a pushed tensor has a different size from the one awaited");
     }
     write_bytes(entry, request.range.offset, data.data(), data.size());
 }
@@ -256,18 +255,18 @@ void Session::serve_peer(const wire::Key & key) {
     if (mailbox == nullptr) {
         return reply_error("no session has this key");
     }
-    reply(wire::view_of(uint8_t(1)));
+    reply_with(uint8_t(1));
     std::string why = "the stage that pushes to this one closed its link";
     try {
         Command command;
         while (read_header(command)) {
             if (command == Command::peer_error) {
                 const wire::Bytes text = payload();
-                why = "the stage before: " + std::string(text.begin(), text.end());
+                why = "the previous stage: " + std::string(text.begin(), text.end());
                 break;
             }
             if (command != Command::peer_tensor_data) {
-                throw ProtocolError("a peer sends something else than tensors");
+                throw ProtocolError("a peer sends something other than tensors");
             }
             const auto h = head<wire::PeerDataHead>();
             wire::Bytes data = payload();
@@ -278,7 +277,7 @@ void Session::serve_peer(const wire::Key & key) {
             }
         }
     } catch (const std::exception & e) {
-        why = std::string("the link from the stage before: ") + e.what();
+        why = std::string("the link from the previous stage: ") + e.what();
     }
     mailbox->fail(why);
 }

@@ -1,7 +1,8 @@
-// Little-endian readers and writers over byte ranges; every read is checked against the end of the range.
+// Readers and writers of little-endian bytes; every read is checked against the end of its range.
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <cstring>
 #include <span>
@@ -12,7 +13,7 @@
 
 namespace meshllm {
 
-/// The peer broke the protocol: its fault, not ours. One line for a person.
+/// The peer violated the protocol: its fault, not ours. The message is one line for a person.
 class ProtocolError : public std::runtime_error {
     using std::runtime_error::runtime_error;
 };
@@ -20,6 +21,8 @@ class ProtocolError : public std::runtime_error {
 } // namespace meshllm
 
 namespace meshllm::wire {
+
+static_assert(std::endian::native == std::endian::little, "numbers and structures are copied as they lie in memory");
 
 using Bytes = std::vector<uint8_t>;
 using ByteView = std::span<const uint8_t>;
@@ -59,7 +62,7 @@ class Reader {
                 return value;
             }
         }
-        throw ProtocolError("a variable-length integer is too long");
+        throw ProtocolError("a varint is longer than 10 bytes");
     }
 
     int64_t zigzag() {
@@ -111,9 +114,7 @@ class Writer {
         out_.push_back(static_cast<uint8_t>(value));
     }
 
-    void zigzag(int64_t value) {
-        varint((static_cast<uint64_t>(value) << 1) ^ static_cast<uint64_t>(value >> 63));
-    }
+    void zigzag(int64_t value) { varint((static_cast<uint64_t>(value) << 1) ^ static_cast<uint64_t>(value >> 63)); }
 
     void text(std::string_view s) {
         varint(s.size());

@@ -125,8 +125,8 @@ bool announces_mesh(const StockHelloReply & reply) {
     return std::equal(std::begin(mesh_magic), std::end(mesh_magic), reply.caps);
 }
 
-// The magic lies in the field for RDMA capabilities. A stock client without RDMA ignores it; to a client that
-// asks with capabilities of its own (an RDMA build) the server must answer with zeros, or it would try RDMA.
+// The magic is in the field for RDMA capabilities. A stock client without RDMA ignores it; a client that sends
+// capabilities of its own (an RDMA build) must get zeros, or it would try RDMA.
 StockHelloReply make_hello_reply(bool mesh) {
     StockHelloReply reply{stock_major, stock_minor, stock_patch, 0, {}};
     if (mesh) {
@@ -148,7 +148,7 @@ MeshHello decode_mesh_hello(ByteView payload) {
     MeshHello m;
     m.version = r.get<uint16_t>();
     m.ggml_version = checked_text(r);
-    return m; // fields after these belong to later versions
+    return m; // what follows are fields of later versions
 }
 
 Bytes encode(const MeshHelloReply & m) {
@@ -185,7 +185,7 @@ MeshHelloReply decode_mesh_hello_reply(ByteView payload) {
     }
     const uint64_t n_models = r.varint();
     if (n_models > r.remaining() / sizeof(Fingerprint)) {
-        throw ProtocolError("a server announces more models than it names");
+        throw ProtocolError("a server announces more models than it lists");
     }
     for (uint64_t i = 0; i < n_models; i++) {
         m.models.push_back(array_of<32>(r));

@@ -2,8 +2,8 @@
 //
 // A request is   | command (1 byte) | size (8 bytes) | payload |
 // and a reply is                    | size (8 bytes) | payload |
-// in little-endian order. In an extended session the top bit of a reply's size marks an error: the payload is
-// then one line of text. docs/protocol.md has the table of all commands.
+// in little-endian order. In an extended session the top bit of a reply's size marks an error: the payload is then one
+// line of text. docs/protocol.md has the table of all commands.
 #pragma once
 
 #include "wire/bytes.h"
@@ -56,25 +56,23 @@ constexpr uint16_t mesh_version = 1;
 constexpr size_t header_size = 9;
 constexpr uint64_t reply_error_bit = uint64_t(1) << 63;
 
-// Limits on what a peer may make us hold. Each is far above what a real model needs.
-constexpr uint64_t max_small_payload = 64 << 10; // every command that carries no data and no graph
-constexpr uint64_t max_data_payload = uint64_t(1)
-                                      << 30;     // one tensor's data; clients send larger ones in pieces
-constexpr uint64_t max_graph_payload = 64 << 20; // 8192 nodes of stock's 296 bytes are 5 MB
+// Limits on the memory that a peer may make us use. Each is far above what a real model needs.
+constexpr uint64_t max_small_payload = 64 << 10;         // every command that carries no data and no graph
+constexpr uint64_t max_data_payload = uint64_t(1) << 30; // one tensor's data; clients send larger ones in pieces
+constexpr uint64_t max_graph_payload = 64 << 20;         // 8192 nodes of stock's 296 bytes are 5 MB
 constexpr uint32_t max_graph_tensors = 1 << 17;
 constexpr uint32_t max_graph_slots = 64; // graphs kept for one device of one session
 constexpr uint32_t max_devices = 64;
 constexpr size_t max_text = 4096;
 constexpr uint64_t max_error_text = 4096;
 
-/// The largest payload that `command` may carry, or nothing for a command that does not exist.
+/// The largest payload that `command` may carry; nullopt for a command that does not exist.
 std::optional<uint64_t> max_payload(Command command);
 
-/// Whether the server answers. What goes wrong in a command without a reply is told at the next one that has
-/// one.
+/// Whether the server replies. An error in a command without a reply is reported by the next one that has one.
 bool has_reply(Command command);
 
-using Key = std::array<uint8_t, 16>;         // names a session to the stages that push to it
+using Key = std::array<uint8_t, 16>;         // identifies a session to the stages that push to it
 using Fingerprint = std::array<uint8_t, 32>; // of a model; see docs/protocol.md
 
 // --- stock structures, packed as on the wire ---
@@ -102,71 +100,103 @@ struct StockHelloReply {
     uint8_t major, minor, patch, padding;
     uint8_t caps[stock_caps_size];
 };
+static_assert(sizeof(StockHelloReply) == 28);
+
 struct AllocRequest {
     uint32_t device;
     uint64_t size;
 };
+static_assert(sizeof(AllocRequest) == 12);
+
 struct AllocReply {
-    uint64_t buffer; // 0 when the memory could not be had
+    uint64_t buffer; // 0 when the memory could not be allocated
     uint64_t size;
 };
+static_assert(sizeof(AllocReply) == 16);
+
 struct BufferClear {
     uint64_t buffer;
     uint8_t value;
 };
+static_assert(sizeof(BufferClear) == 9);
+
 struct MemsetTensor {
     StockTensor tensor;
     uint64_t offset, size;
     uint8_t value;
 };
+static_assert(sizeof(MemsetTensor) == 313);
+
 struct SetTensorHead { // data follows
     StockTensor tensor;
     uint8_t cache_flag;
     uint64_t offset;
 };
+static_assert(sizeof(SetTensorHead) == 305);
+
 struct SetTensorHash {
     StockTensor tensor;
     uint64_t offset, hash;
 };
+static_assert(sizeof(SetTensorHash) == 312);
+
 struct GetTensor {
     StockTensor tensor;
     uint64_t offset, size;
 };
+static_assert(sizeof(GetTensor) == 312);
+
 struct CopyTensor {
     StockTensor src, dst;
 };
+static_assert(sizeof(CopyTensor) == 592);
+
 struct AllocSizeRequest {
     uint32_t device;
     StockTensor tensor;
     StockTensor srcs[10];
 };
+static_assert(sizeof(AllocSizeRequest) == 3260);
+
 struct DeviceMemory {
     uint64_t free, total;
 };
+static_assert(sizeof(DeviceMemory) == 16);
 
 // --- ours ---
 
 struct GraphRun {
     uint32_t device, slot;
 };
+static_assert(sizeof(GraphRun) == 8);
+
 struct ByteRange { // of a buffer; the payload of get_bytes, and the head of set_bytes
     uint64_t buffer, offset, size;
 };
+static_assert(sizeof(ByteRange) == 24);
+
 struct SetBytesHead { // data follows
     uint64_t buffer, offset;
 };
+static_assert(sizeof(SetBytesHead) == 16);
+
 struct PushTensor {
     uint32_t peer;
     uint64_t transfer;
     ByteRange range;
 };
+static_assert(sizeof(PushTensor) == 36);
+
 struct AwaitTensor {
     uint64_t transfer;
     ByteRange range;
 };
+static_assert(sizeof(AwaitTensor) == 32);
+
 struct PeerDataHead { // data follows
     uint64_t transfer;
 };
+static_assert(sizeof(PeerDataHead) == 8);
 #pragma pack(pop)
 
 template <class T>
@@ -185,8 +215,8 @@ T exactly(ByteView payload) {
 
 /// How much memory a device needs for a tensor (ggml_backend_buft_get_alloc_size).
 enum class AllocRule : uint8_t {
-    nbytes = 0, // always ggml_nbytes: nothing to ask
-    ask = 1,    // may be more for padded types and some operators: ask, and cache the answer
+    nbytes = 0, // always ggml_nbytes: no query needed
+    ask = 1,    // may be more for padded types and some operators: query, and cache the reply
 };
 
 struct DeviceInfo {
@@ -217,7 +247,7 @@ struct SetTensorGguf {
     uint32_t type = 0;
     std::array<int64_t, 4> ne{};
     uint64_t data_offset = 0; // first byte, counted from the start of the tensor's data in the file
-    ByteRange range{};        // where it goes
+    ByteRange range{};        // its destination
 };
 
 struct RegisterPeer {

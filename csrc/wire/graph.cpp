@@ -53,7 +53,7 @@ void encode_tensor(Writer & w, const TensorDesc & t, uint32_t index) {
 
 uint32_t earlier(uint64_t distance, uint32_t index) {
     if (distance == 0 || distance > index) {
-        throw ProtocolError("a tensor of a graph reads one that does not come before it");
+        throw ProtocolError("a tensor of a graph reads one that does not precede it");
     }
     return index - static_cast<uint32_t>(distance);
 }
@@ -61,7 +61,7 @@ uint32_t earlier(uint64_t distance, uint32_t index) {
 template <class T>
 T narrow(uint64_t value, const char * what) {
     if (value > static_cast<uint64_t>(std::numeric_limits<T>::max())) {
-        throw ProtocolError(std::string("a number of a tensor is out of range: ") + what);
+        throw ProtocolError(std::string("a field of a tensor is out of range: ") + what);
     }
     return static_cast<T>(value);
 }
@@ -128,12 +128,12 @@ void encode_graph(const GraphDesc & graph, Bytes & out) {
 }
 
 static GraphDesc decode_graph(Reader & r) {
-    constexpr size_t smallest_tensor = 20; // bytes; so a lying count cannot make us reserve memory
+    constexpr size_t smallest_tensor = 20; // bytes; a false count must not make us reserve memory
     GraphDesc graph;
     graph.device = narrow<uint32_t>(r.varint(), "device");
     const uint64_t n_tensors = r.varint();
     if (n_tensors > max_graph_tensors || n_tensors > r.remaining() / smallest_tensor) {
-        throw ProtocolError("a graph names more tensors than it holds");
+        throw ProtocolError("a graph announces more tensors than it contains");
     }
     graph.tensors.reserve(n_tensors);
     for (uint32_t i = 0; i < n_tensors; i++) {
@@ -175,7 +175,7 @@ TensorDesc from_stock(const StockTensor & s, const AddressMap & addresses) {
     t.type = s.type;
     t.op = s.op;
     t.flags = s.flags;
-    for (int i = 0; i < n_dims; i++) { // by index: no reference to a member of a packed structure
+    for (int i = 0; i < n_dims; i++) { // by index: a member of a packed structure cannot be referenced
         t.ne[i] = s.ne[i];
         t.nb[i] = s.nb[i];
     }
@@ -199,7 +199,7 @@ TensorDesc from_stock(const StockTensor & s, const AddressMap & addresses) {
 
 namespace {
 
-/// Orders the tensors of a stock graph so that each comes after those it reads.
+/// Orders the tensors of a stock graph so that each follows those it reads.
 class StockOrder {
   public:
     StockOrder(ByteView tensors, const AddressMap & addresses) : raw_(tensors), addresses_(addresses) {
@@ -230,7 +230,7 @@ class StockOrder {
     uint32_t lookup(uint64_t id) const {
         const auto it = position_.find(id);
         if (it == position_.end()) {
-            throw ProtocolError("a graph refers to a tensor that it does not hold");
+            throw ProtocolError("a graph refers to a tensor that it does not contain");
         }
         return it->second;
     }

@@ -1,16 +1,15 @@
-// Tensors and graphs as they cross the wire: a flat list in which every tensor comes after those it reads.
+// Tensors and graphs as they cross the wire: a flat list in which every tensor follows those it reads.
 #pragma once
 
 #include "wire/frames.h"
 
 namespace meshllm::wire {
 
-constexpr int n_dims = 4, n_srcs = 10,
-              n_op_params = 16; // GGML_MAX_DIMS, GGML_MAX_SRC, GGML_MAX_OP_PARAMS / 4
+// GGML_MAX_DIMS, GGML_MAX_SRC, GGML_MAX_OP_PARAMS / 4
+constexpr int n_dims = 4, n_srcs = 10, n_op_params = 16;
 constexpr uint32_t none = UINT32_MAX;
 
-/// One tensor. `buffer` is the server's handle, 0 for a tensor without memory; `offset` counts from its
-/// start.
+/// One tensor. `buffer` is the server's handle, 0 for a tensor without memory; `offset` counts from its start.
 struct TensorDesc {
     uint32_t type = 0, op = 0;
     int32_t flags = 0;
@@ -22,7 +21,7 @@ struct TensorDesc {
     uint64_t view_offs = 0;
     uint64_t buffer = 0, offset = 0;
     int32_t use_count = 0;
-    std::string name; // some backends choose kernels by it
+    std::string name; // some backends choose kernels by name
 
     TensorDesc() { src.fill(none); }
 };
@@ -33,7 +32,7 @@ struct GraphDesc {
     std::vector<uint32_t> nodes; // indices of the tensors to compute, in order
 };
 
-/// Compact form (docs/protocol.md, "Graphs"): about 70 bytes a tensor where stock takes 296.
+/// The compact form (docs/protocol.md, "Graphs"): about 70 bytes per tensor, where stock takes 296.
 void encode_graph(const GraphDesc & graph, Bytes & out);
 GraphDesc decode_graph(ByteView payload);
 
@@ -43,7 +42,7 @@ struct GraphPut {
 };
 GraphPut decode_graph_put(ByteView payload);
 
-/// Where a stock client's address lies: stock puts `base + offset` into StockTensor::data.
+/// The addresses that stock clients see: StockTensor::data is `base + offset`.
 class AddressMap {
   public:
     virtual ~AddressMap() = default;
@@ -53,8 +52,7 @@ class AddressMap {
 /// One tensor without its sources.
 TensorDesc from_stock(const StockTensor & tensor, const AddressMap & addresses);
 
-/// Payload of GRAPH_COMPUTE: | device | n_nodes | node ids | n_tensors | tensors |. Refuses cycles and
-/// unknown ids.
+/// Payload of GRAPH_COMPUTE: | device | n_nodes | node ids | n_tensors | tensors |. Refuses cycles and unknown ids.
 GraphDesc decode_stock_graph(ByteView payload, const AddressMap & addresses);
 
 /// The same payload for a stock server; ids are 1 + the index of a tensor.

@@ -1,3 +1,5 @@
+from typing import NamedTuple
+
 LINKED: int
 CLOSED: int
 OPENED: int
@@ -5,7 +7,23 @@ READABLE: int
 WRITABLE: int
 SPLICED: int
 
-class Engine:
+class Event(NamedTuple):
+    type: int
+    link: int
+    stream: int
+    kind: int
+    dialled: bool
+    peer_id: str
+    reason: str
+
+class LinkState(NamedTuple):
+    rtt_us: int
+    bytes_sent: int
+    bytes_received: int
+    n_streams: int
+    peer_address: str
+
+class Endpoint:
     def __init__(
         self,
         port: int,
@@ -24,10 +42,10 @@ class Engine:
     @property
     def family(self) -> int: ...
     def fileno(self) -> int: ...
-    def take_events(self) -> list[tuple[int, int, int, int, str]]: ...
+    def take_events(self) -> list[Event]: ...
     def dial(self, host: str, port: int, scope: int = ...) -> int: ...
     def close_link(self, link: int, reason: str, at_once: bool) -> None: ...
-    def state(self, link: int) -> tuple[int, int, int, int, str]: ...
+    def state(self, link: int) -> LinkState: ...
     def open(self, link: int, kind: int) -> int: ...
     def write(self, stream: int, data: bytes) -> bool: ...
     def read(self, stream: int, limit: int) -> tuple[bytes, bool]: ...

@@ -2,6 +2,7 @@
 """csrc/quic in Python. Thin: no call waits, and none holds the GIL while it takes a lock."""
 
 import socket
+from typing import NamedTuple
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -14,7 +15,7 @@ from meshllm.errors import TransportError
 
 cdef extern from *:
     """
-    #include "quic/engine.h"
+    #include "quic/endpoint.h"
     #include <algorithm>
     #include <arpa/inet.h>
     #include <system_error>
@@ -44,10 +45,10 @@ cdef extern from *:
         return out;
     }
 
-    // `host` in numbers; IPv4 goes into an IPv6 socket in disguise
-    uint64_t dial(meshllm::quic::Engine & engine, const std::string & host, uint16_t port, uint32_t scope) {
+    // `host` is numeric; an IPv4 address in an IPv6 socket is in its mapped form
+    uint64_t dial(meshllm::quic::Endpoint & endpoint, const std::string & host, uint16_t port, uint32_t scope) {
         sockaddr_storage out{};
-        if (engine.v6()) {
+        if (endpoint.v6()) {
             auto & address = reinterpret_cast<sockaddr_in6 &>(out);
             address.sin6_family = AF_INET6;
             address.sin6_port = htons(port);
@@ -59,13 +60,13 @@ cdef extern from *:
             address.sin_port = htons(port);
             inet_pton(AF_INET, host.c_str(), &address.sin_addr);
         }
-        return engine.dial(out);
+        return endpoint.dial(out);
     }
 
-    int event_number(const meshllm::quic::Event & event) { return static_cast<int>(event.what); }
+    int event_number(const meshllm::quic::Event & event) { return static_cast<int>(event.type); }
 
-    bool write_bytes(meshllm::quic::Engine & engine, uint64_t stream, const char * data, size_t size) {
-        return engine.write(stream, {reinterpret_cast<const uint8_t *>(data), size});
+    bool write_bytes(meshllm::quic::Endpoint & endpoint, uint64_t stream, const char * data, size_t size) {
+        return endpoint.write(stream, {reinterpret_cast<const uint8_t *>(data), size});
     }
 
     } // namespace
@@ -74,18 +75,20 @@ cdef extern from *:
     PyObject * transport_error
     void raise_quic_error()
     Identity identity_of(const string &, const string &)
-    uint64_t dial(EngineC &, const string &, uint16_t, uint32_t) nogil
-    int event_number(const Event &)
-    cbool write_bytes(EngineC &, uint64_t, const char *, size_t) except +raise_quic_error nogil
+    uint64_t dial(EndpointC &, const string &, uint16_t, uint32_t) nogil
+    int event_number(const EventC &)
+    cbool write_bytes(EndpointC &, uint64_t, const char *, size_t) except +raise_quic_error nogil
 
-cdef extern from "quic/engine.h" namespace "meshllm::quic":
+cdef extern from "quic/endpoint.h" namespace "meshllm::quic":
     cppclass Identity:
         pass
-    cppclass Event:
+    cppclass EventC "meshllm::quic::Event":
         uint64_t link
         uint64_t stream
-        int kind
-        string text
+        uint8_t kind
+        cbool dialled
+        string peer_id
+        string reason
     cppclass LinkStateC "meshllm::quic::LinkState":
         uint64_t rtt_us
         uint64_t bytes_sent
@@ -101,12 +104,12 @@ cdef extern from "quic/engine.h" namespace "meshllm::quic":
         uint64_t idle_timeout_us
         uint64_t handshake_timeout_us
         uint64_t keep_alive_us
-    cppclass EngineC "meshllm::quic::Engine":
-        EngineC(const Config &) except +raise_quic_error nogil
+    cppclass EndpointC "meshllm::quic::Endpoint":
+        EndpointC(const Config &) except +raise_quic_error nogil
         uint16_t port()
         cbool v6()
         int event_fd()
-        vector[Event] take_events() nogil
+        vector[EventC] take_events() nogil
         void close(uint64_t, const string &, cbool) nogil
         LinkStateC state(uint64_t) nogil
         uint64_t open(uint64_t, uint8_t) nogil
@@ -119,18 +122,40 @@ cdef extern from "quic/engine.h" namespace "meshllm::quic":
 
 transport_error = <PyObject *> TransportError
 
-# Event::What, in its order
+# Event::Type, in its order
 LINKED, CLOSED, OPENED, READABLE, WRITABLE, SPLICED = range(6)
 
 
-cdef class Engine:
-    """One UDP port and the thread that serves it; see csrc/quic/engine.h.
+class Event(NamedTuple):
+    """`kind`, `dialled`, `peer_id` and `reason` belong to some types of events only; see csrc/quic/shared.h."""
+
+    type: int
+    link: int
+    stream: int
+    kind: int
+    dialled: bool
+    peer_id: str
+    reason: str
+
+
+class LinkState(NamedTuple):
+    """Without a sample the RTT is 0; an unknown link has an empty address, else "host:port"."""
+
+    rtt_us: int
+    bytes_sent: int
+    bytes_received: int
+    n_streams: int
+    peer_address: str
+
+
+cdef class Endpoint:
+    """One UDP port and the thread that serves it; see csrc/quic/endpoint.h.
 
     `key` is an Ed25519 seed of 32 bytes, `certificate` the DER that carries its public key; a stream whose first byte is
     `max_kinds` or more is refused. Times in seconds. Raises OSError of the socket, TransportError.
     """
 
-    cdef unique_ptr[EngineC] _engine
+    cdef unique_ptr[EndpointC] _endpoint
 
     def __init__(
         self,
@@ -155,94 +180,97 @@ cdef class Engine:
         config.handshake_timeout_us = <uint64_t>(handshake_timeout_s * 1e6)
         config.keep_alive_us = <uint64_t>(keep_alive_s * 1e6)
         with nogil:
-            self._engine.reset(new EngineC(config))
+            self._endpoint.reset(new EndpointC(config))
 
     def __dealloc__(self):
         with nogil:
-            self._engine.reset()
+            self._endpoint.reset()
 
     @property
     def port(self):
-        return self._engine.get().port()
+        return self._endpoint.get().port()
 
     @property
     def family(self):
         """Of the addresses that dial() takes."""
-        return socket.AF_INET6 if self._engine.get().v6() else socket.AF_INET
+        return socket.AF_INET6 if self._endpoint.get().v6() else socket.AF_INET
 
     def fileno(self):
         """Readable when take_events() has something."""
-        return self._engine.get().event_fd()
+        return self._endpoint.get().event_fd()
 
     def take_events(self):
-        """[(what, link, stream, kind, text)]"""
-        cdef vector[Event] events
+        cdef vector[EventC] events
         with nogil:
-            events = self._engine.get().take_events()
-        return [(event_number(e), e.link, e.stream, e.kind, e.text.decode(errors="replace")) for e in events]
+            events = self._endpoint.get().take_events()
+        return [
+            Event(
+                event_number(e), e.link, e.stream, e.kind, e.dialled, e.peer_id.decode(), e.reason.decode(errors="replace")
+            )
+            for e in events
+        ]
 
     def dial(self, host, uint16_t port, uint32_t scope=0):
-        """A link to an address in numbers, of `family`."""
+        """A link to a numeric address of `family`."""
         cdef string address = host.encode()
         cdef uint64_t link
         with nogil:
-            link = dial(self._engine.get()[0], address, port, scope)
+            link = dial(self._endpoint.get()[0], address, port, scope)
         return link
 
     def close_link(self, uint64_t link, str reason, cbool at_once):
         cdef string text = reason.encode()
         with nogil:
-            self._engine.get().close(link, text, at_once)
+            self._endpoint.get().close(link, text, at_once)
 
     def state(self, uint64_t link):
-        """(RTT in microseconds or 0, bytes sent, bytes received, streams, "host:port")"""
         cdef LinkStateC s
         with nogil:
-            s = self._engine.get().state(link)
-        return s.rtt_us, s.bytes_sent, s.bytes_received, s.n_streams, s.peer_address.decode()
+            s = self._endpoint.get().state(link)
+        return LinkState(s.rtt_us, s.bytes_sent, s.bytes_received, s.n_streams, s.peer_address.decode())
 
     def open(self, uint64_t link, uint8_t kind):
         """A stream, or 0 when the link is closed."""
         cdef uint64_t stream
         with nogil:
-            stream = self._engine.get().open(link, kind)
+            stream = self._endpoint.get().open(link, kind)
         return stream
 
     def write(self, uint64_t stream, bytes data):
-        """True when much waits to be sent: a WRITABLE event follows when little does. Raises TransportError."""
+        """True when many bytes wait to be sent: a WRITABLE event follows when few do. Raises TransportError."""
         cdef const char * begin = data
         cdef size_t size = len(data)
         cdef cbool full
         with nogil:
-            full = write_bytes(self._engine.get()[0], stream, begin, size)
+            full = write_bytes(self._endpoint.get()[0], stream, begin, size)
         return full
 
     def read(self, uint64_t stream, size_t limit):
-        """(bytes, whether that was the end); no bytes before the end: a READABLE event follows. Raises TransportError."""
+        """(bytes, whether that was the end); without bytes before the end a READABLE event follows. Raises TransportError."""
         cdef vector[uint8_t] data
         cdef cbool ended = False
         with nogil:
-            data = self._engine.get().read(stream, limit, ended)
+            data = self._endpoint.get().read(stream, limit, ended)
         return PyBytes_FromStringAndSize(<const char *> data.data(), <Py_ssize_t> data.size()), ended
 
     def finish(self, uint64_t stream):
         with nogil:
-            self._engine.get().finish(stream)
+            self._endpoint.get().finish(stream)
 
     def abort(self, uint64_t stream):
         with nogil:
-            self._engine.get().abort(stream)
+            self._endpoint.get().abort(stream)
 
     def splice(self, uint64_t stream, int fd):
-        """Takes the descriptor of a connected socket; a SPLICED event tells the end."""
+        """Takes the descriptor of a connected socket; a SPLICED event follows at the end."""
         with nogil:
-            self._engine.get().splice(stream, fd)
+            self._endpoint.get().splice(stream, fd)
 
     def release(self, uint64_t stream):
         with nogil:
-            self._engine.get().release(stream)
+            self._endpoint.get().release(stream)
 
     def stop(self):
-        """Says good-bye on all links, which takes some milliseconds."""
+        """Closes all links, which takes some milliseconds."""
         with nogil:
-            self._engine.get().stop()
+            self._endpoint.get().stop()

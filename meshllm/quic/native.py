@@ -1,12 +1,13 @@
-"""Links and streams over the compiled engine (csrc/quic): see transport.py, of which this is the fast implementation.
+"""Links and streams over the compiled endpoint (csrc/quic): see transport.py, of which this is the fast implementation.
 
-The engine has a thread of its own for packets; here its events meet the loop. What a stream receives waits in the
-engine until it is read, and only then may the peer send more.
+The endpoint has a thread of its own for packets; here its events meet the loop. What a stream receives waits in the
+endpoint until it is read, and only then may the peer send more.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import time
 import weakref
@@ -29,6 +30,8 @@ from meshllm.quic.transport import (
 from meshllm.quic.udp import bind_error, resolve
 from meshllm.units import short_id
 
+_log = logging.getLogger(__name__)
+
 _RAW = serialization.Encoding.Raw, serialization.PrivateFormat.Raw, serialization.NoEncryption()
 _WRITE = 1 << 20  # bytes handed over at once
 CONGESTION_CONTROL = "bbr"  # docs/performance.md says why
@@ -37,32 +40,32 @@ CONGESTION_CONTROL = "bbr"  # docs/performance.md says why
 class NativeStream:
     """See transport.Stream. One that nobody holds any more is dropped, unless it is finished."""
 
-    def __init__(self, engine: _quic.Engine, handle: int) -> None:
-        self._engine = engine
+    def __init__(self, endpoint: _quic.Endpoint, handle: int) -> None:
+        self._endpoint = endpoint
         self._handle = handle
         self._waiters: dict[int, asyncio.Future[None]] = {}  # by the event that ends the wait
 
     async def read(self, limit: int = 1 << 18) -> bytes:
         while True:
-            data, ended = self._engine.read(self._handle, limit)
+            data, ended = self._endpoint.read(self._handle, limit)
             if data or ended:
                 return data
             await self._wait(_quic.READABLE)
 
     async def write(self, data: bytes) -> None:
         for start in range(0, len(data), _WRITE):
-            if self._engine.write(self._handle, data[start : start + _WRITE]):
+            if self._endpoint.write(self._handle, data[start : start + _WRITE]):
                 await self._wait(_quic.WRITABLE)
-        self._engine.write(self._handle, b"")  # raises when it has failed meanwhile
+        self._endpoint.write(self._handle, b"")  # raises when it has failed meanwhile
 
     def finish(self) -> None:
-        self._engine.finish(self._handle)
+        self._endpoint.finish(self._handle)
 
     def abort(self) -> None:
-        self._engine.abort(self._handle)
+        self._endpoint.abort(self._handle)
 
     async def splice(self, sock: socket.socket) -> None:
-        self._engine.splice(self._handle, sock.detach())
+        self._endpoint.splice(self._handle, sock.detach())
         try:
             await self._wait(_quic.SPLICED)
         finally:
@@ -72,13 +75,13 @@ class NativeStream:
         waiter = self._waiters[event] = asyncio.get_running_loop().create_future()
         await waiter
 
-    def happened(self, event: int) -> None:
+    def on_event(self, event: int) -> None:
         waiter = self._waiters.pop(event, None)
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
     def __del__(self) -> None:
-        self._engine.release(self._handle)
+        self._endpoint.release(self._handle)
 
 
 class NativeLink:
@@ -91,34 +94,34 @@ class NativeLink:
         self.peer_id = ""
         self.handshaken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._last = endpoint.engine.state(handle)
+        self._last = endpoint.native.state(handle)
 
-    def _state(self) -> tuple[int, int, int, int, str]:
-        state = self._endpoint.engine.state(self._handle)
-        if state[-1]:  # else it is gone, and what was last known stays
+    def _state(self) -> _quic.LinkState:
+        state = self._endpoint.native.state(self._handle)
+        if state.peer_address:  # else it is gone, and what was last known stays
             self._last = state
         return self._last
 
     @property
     def peer_address(self) -> str:
-        return self._state()[4]
+        return self._state().peer_address
 
     @property
     def rtt_s(self) -> float | None:
-        rtt_us = self._state()[0]
+        rtt_us = self._state().rtt_us
         return rtt_us / 1e6 if rtt_us else None
 
     @property
     def bytes_sent(self) -> int:
-        return self._state()[1]
+        return self._state().bytes_sent
 
     @property
     def bytes_received(self) -> int:
-        return self._state()[2]
+        return self._state().bytes_received
 
     @property
     def n_streams(self) -> int:
-        return self._state()[3]
+        return self._state().n_streams
 
     @property
     def closed(self) -> bool:
@@ -128,7 +131,7 @@ class NativeLink:
         return await asyncio.shield(self._closed)
 
     def open(self, kind: StreamKind) -> NativeStream:
-        handle = 0 if self.closed else self._endpoint.engine.open(self._handle, kind)
+        handle = 0 if self.closed else self._endpoint.native.open(self._handle, kind)
         if not handle:
             raise TransportError(self._closed.result() if self.closed else "the link is closed")
         return self._endpoint.stream(handle)
@@ -139,7 +142,7 @@ class NativeLink:
     def end(self, reason: str, at_once: bool) -> None:
         """`at_once`: the peer, which may never have answered, hears nothing."""
         if not self.closed:
-            self._endpoint.engine.close_link(self._handle, reason, at_once)
+            self._endpoint.native.close_link(self._handle, reason, at_once)
             self.ended(reason or "closed here")
 
     # --- what the endpoint calls ---
@@ -178,28 +181,28 @@ class NativeEndpoint:
         self._on_link = on_link
         self._on_stream = on_stream
         self._congestion_control = congestion_control
-        self._engine: _quic.Engine | None = None
+        self._native: _quic.Endpoint | None = None
         self._links: dict[int, NativeLink] = {}
         self._streams: weakref.WeakValueDictionary[int, NativeStream] = weakref.WeakValueDictionary()
-        self._handlers: dict[int, Callable[[int, int, int, str], None]] = {
+        self._handlers: dict[int, Callable[[_quic.Event], None]] = {
             _quic.LINKED: self._linked,
             _quic.CLOSED: self._ended,
             _quic.OPENED: self._opened,
         }
 
     @property
-    def engine(self) -> _quic.Engine:
-        assert self._engine
-        return self._engine
+    def native(self) -> _quic.Endpoint:
+        assert self._native
+        return self._native
 
     @property
     def port(self) -> int:
-        return self.engine.port
+        return self.native.port
 
     def start(self, port: int) -> None:
         """Binds, to all addresses of both families. Raises TransportError."""
         try:
-            self._engine = _quic.Engine(
+            self._native = _quic.Endpoint(
                 port,
                 self._identity.key.private_bytes(*_RAW),
                 self._identity.certificate.public_bytes(serialization.Encoding.DER),
@@ -212,12 +215,12 @@ class NativeEndpoint:
             )
         except OSError as error:
             raise bind_error(port, error) from None
-        asyncio.get_running_loop().add_reader(self._engine.fileno(), self._take_events)
+        asyncio.get_running_loop().add_reader(self._native.fileno(), self._take_events)
 
     async def dial(self, address: str, peer_id: str | None, timeout_s: float) -> NativeLink:
         deadline = time.monotonic() + timeout_s
-        host, port, _flow, scope = (*await resolve(address, self.engine.family), 0, 0)[:4]
-        handle = self.engine.dial(host, port, scope)
+        host, port, _flow, scope = (*await resolve(address, self.native.family), 0, 0)[:4]
+        handle = self.native.dial(host, port, scope)
         link = self._links[handle] = NativeLink(self, handle, dialled=True)
         try:
             await asyncio.wait_for(asyncio.shield(link.handshaken), deadline - time.monotonic())
@@ -233,21 +236,21 @@ class NativeEndpoint:
         return link
 
     async def close(self) -> None:
-        if self._engine is None:
+        if self._native is None:
             return
         loop = asyncio.get_running_loop()
-        loop.remove_reader(self._engine.fileno())
-        await loop.run_in_executor(None, self._engine.stop)
+        loop.remove_reader(self._native.fileno())
+        await loop.run_in_executor(None, self._native.stop)
         for link in list(self._links.values()):
             link.ended("closed here")
         for stream in list(self._streams.values()):
             for event in (_quic.READABLE, _quic.WRITABLE, _quic.SPLICED):
-                stream.happened(event)
+                stream.on_event(event)
 
     # --- what links call ---
 
     def stream(self, handle: int) -> NativeStream:
-        stream = self._streams[handle] = NativeStream(self.engine, handle)
+        stream = self._streams[handle] = NativeStream(self.native, handle)
         return stream
 
     def forget(self, link: int) -> None:
@@ -256,34 +259,34 @@ class NativeEndpoint:
     # --- events ---
 
     def _take_events(self) -> None:
-        for event in self.engine.take_events():
+        for event in self.native.take_events():
             try:
-                self._take(*event)
-            except Exception as error:  # which must not cost the events behind it
-                asyncio.get_running_loop().call_exception_handler({"message": "QUIC event", "exception": error})
+                self._take(event)
+            except Exception:  # it must not cost the events behind it
+                _log.exception("internal error, please report it: QUIC event")
 
-    def _take(self, what: int, link: int, stream: int, kind: int, text: str) -> None:
-        if handler := self._handlers.get(what):
-            handler(link, stream, kind, text)
-        elif found := self._streams.get(stream):
-            found.happened(what)
+    def _take(self, event: _quic.Event) -> None:
+        if handler := self._handlers.get(event.type):
+            handler(event)
+        elif stream := self._streams.get(event.stream):
+            stream.on_event(event.type)
 
-    def _linked(self, handle: int, _stream: int, dialled: int, peer_id: str) -> None:
-        if dialled:
-            if link := self._links.get(handle):  # else it was given up meanwhile
-                link.linked(peer_id)
+    def _linked(self, event: _quic.Event) -> None:
+        if event.dialled:
+            if link := self._links.get(event.link):  # else it was given up meanwhile
+                link.linked(event.peer_id)
             return
-        link = NativeLink(self, handle, dialled=False)
-        link.linked(peer_id)
+        link = NativeLink(self, event.link, dialled=False)
+        link.linked(event.peer_id)
         if not link.closed:
-            self._links[handle] = link
+            self._links[event.link] = link
             self._on_link(link)
 
-    def _ended(self, handle: int, _stream: int, _kind: int, reason: str) -> None:
-        if link := self._links.get(handle):
-            link.ended(reason)
+    def _ended(self, event: _quic.Event) -> None:
+        if link := self._links.get(event.link):
+            link.ended(event.reason)
 
-    def _opened(self, handle: int, stream_handle: int, kind: int, _text: str) -> None:
-        stream = self.stream(stream_handle)  # dropped again where its link is no more
-        if link := self._links.get(handle):
-            self._on_stream(link, StreamKind(kind), stream)
+    def _opened(self, event: _quic.Event) -> None:
+        stream = self.stream(event.stream)  # dropped again where its link is no more
+        if link := self._links.get(event.link):
+            self._on_stream(link, StreamKind(event.kind), stream)

@@ -113,7 +113,7 @@ def test_hostile_bytes_end_their_own_session_only(server: rpc.DeviceServer, atta
 def test_errors_come_back_in_words(server: rpc.DeviceServer) -> None:
     gguf = bytes(32) + bytes([12]) + b"../../secret" + bytes(4 + 32 + 8) + struct.pack("<QQQ", 1, 0, 16)
     cases = {
-        frame(1, struct.pack("<I", 9)): b"a device is named that does not exist",
+        frame(1, struct.pack("<I", 9)): b"the client names a device that does not exist",
         frame(70, struct.pack("<QQQ", 77, 0, 8)): b"does not own",
         frame(0, struct.pack("<IQ", 0, 64)) + frame(68, gguf) + frame(15): b"does not have the model",
         frame(0, struct.pack("<IQ", 0, 64)) + frame(70, struct.pack("<QQQ", 1, 60, 8)): b"outside its buffer",
@@ -127,7 +127,7 @@ def test_names_that_are_paths_are_only_names(server: rpc.DeviceServer, model: Pa
     name = b"/etc/passwd"
     request = fingerprint + bytes([len(name)]) + name + bytes(4 + 32 + 8) + struct.pack("<QQQ", 1, 0, 16)
     answer = raw(server.address, mesh_hello() + frame(0, struct.pack("<IQ", 0, 64)) + frame(68, request) + frame(15))
-    assert b"the model has no tensor of the name that is asked for" in answer
+    assert b"the model has no tensor of the requested name" in answer
 
 
 def test_memory_beyond_what_there_is(server: rpc.DeviceServer) -> None:
@@ -153,7 +153,7 @@ def test_addresses_that_cannot_be() -> None:
         rpc.DeviceServer("0.0.0.0:0")
     with pytest.raises(TransportError, match="write HOST:PORT"):
         rpc.DeviceServer("nonsense")
-    with pytest.raises(MeshLlmError, match="there is no device 'TPU9' here"):
+    with pytest.raises(MeshLlmError, match="no device 'TPU9' on this machine"):
         rpc.DeviceServer("127.0.0.1:0", devices=["TPU9"])
     with pytest.raises(TransportError, match="Connection refused"):
         rpc.probe(f"127.0.0.1:{free_port()}", 2)

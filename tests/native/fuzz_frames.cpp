@@ -47,8 +47,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
     attempt([&] { wire::decode_graph_put(bytes); });
     attempt([&] {
         const wire::GraphDesc graph = wire::decode_stock_graph(bytes, OneBase());
-        const wire::GraphDesc again =
-            wire::decode_stock_graph(wire::encode_stock_graph(graph, OneBase()), OneBase());
+        const wire::GraphDesc again = wire::decode_stock_graph(wire::encode_stock_graph(graph, OneBase()), OneBase());
         if (again.nodes.size() != graph.nodes.size()) {
             std::abort();
         }

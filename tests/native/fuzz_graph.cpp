@@ -1,5 +1,4 @@
-// Graphs whose shapes nearly fit: what the checks let pass is computed, so a check that is missing shows as
-// an abort.
+// Graphs whose shapes nearly fit: what the checks let pass is computed, so a check that is missing shows as an abort.
 #include "server/graph_builder.h"
 
 #include <ggml-backend-impl.h>
@@ -122,7 +121,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
     }
     try {
         server::BuiltGraph graph = server::build_graph(desc, *lab.buffers, *lab.devices[0]);
-        if (check_indices(graph.indices).empty()) {
+        if (server::check_indices(graph.indices).empty()) {
             lab.devices[0]->compute(graph.graph);
         }
     } catch (const std::exception &) { // refused, or no memory for its scratch: never an abort

@@ -1,6 +1,6 @@
-// Two native engines, of which one is attacked: by raw datagrams, by any frames in packets that decrypt, and
-// by calls in any order. The first byte of an input says which.
-#include "quic/engine.h"
+// Two endpoints, of which one is attacked: by raw datagrams, by any frames in packets that decrypt, and by calls
+// in any order. The first byte of an input says which.
+#include "quic/endpoint.h"
 
 #include <arpa/inet.h>
 #include <cstdlib>
@@ -8,26 +8,26 @@
 #include <future>
 #include <openssl/evp.h>
 #include <openssl/x509.h>
-#include <picoquic_internal.h>
+#include <picoquic_internal.h> // the attacker forges packets
 #include <thread>
 #include <unistd.h>
 
 namespace meshllm::quic {
 
-struct EngineTesting {
-    /// In the engine's thread, and waits for it.
-    static void run(Engine & engine, const std::function<void()> & work) {
+struct EndpointTesting {
+    /// In the endpoint's thread, and waits for it.
+    static void run(Endpoint & endpoint, const std::function<void()> & work) {
         std::promise<void> done;
-        engine.post([&] {
+        endpoint.post([&] {
             work();
             done.set_value();
         });
         done.get_future().wait();
     }
-    static void post(Engine & engine, std::function<void()> work) { engine.post(std::move(work)); }
-    static picoquic_cnx_t * connection(Engine & engine, uint64_t link) {
-        auto found = engine.live_.find(link);
-        return found == engine.live_.end() || found->second->closed() ? nullptr : found->second->cnx();
+    static void post(Endpoint & endpoint, std::function<void()> work) { endpoint.post(std::move(work)); }
+    static picoquic_cnx_t * connection(Endpoint & endpoint, uint64_t link) {
+        const auto found = endpoint.live_.find(link);
+        return found == endpoint.live_.end() || found->second->closed() ? nullptr : found->second->cnx();
     }
 };
 
@@ -62,7 +62,7 @@ Config config() {
 }
 
 struct Pair {
-    Engine victim{config()}, attacker{config()};
+    Endpoint victim{config()}, attacker{config()};
     uint64_t link = 0;
     std::vector<uint64_t> streams; // of both; the victim's are those that were opened to it
     std::vector<uint64_t> accepted;
@@ -78,8 +78,8 @@ struct Pair {
 
     void take_events() {
         attacker.take_events();
-        for (auto & event : victim.take_events()) {
-            if (event.what == Event::What::opened) {
+        for (const auto & event : victim.take_events()) {
+            if (event.type == Event::Type::opened) {
                 accepted.push_back(event.stream);
             }
         }
@@ -87,11 +87,11 @@ struct Pair {
 
     /// A link that is up, a new one when the last has been closed.
     bool linked() {
-        for (int attempt = 0; attempt < 400; ++attempt) {
+        for (int attempt = 0; attempt < 400; attempt++) {
             take_events();
             bool up = false, there = false;
-            EngineTesting::run(attacker, [&] {
-                auto * cnx = EngineTesting::connection(attacker, link);
+            EndpointTesting::run(attacker, [&] {
+                auto * cnx = EndpointTesting::connection(attacker, link);
                 there = cnx != nullptr;
                 up = there && picoquic_get_cnx_state(cnx) == picoquic_state_ready;
             });
@@ -100,7 +100,7 @@ struct Pair {
             }
             if (!there) {
                 sockaddr_storage to{};
-                auto v6 = address();
+                const auto v6 = address();
                 std::memcpy(&to, &v6, sizeof(v6));
                 link = attacker.dial(to);
             }
@@ -117,10 +117,10 @@ struct Pair {
         sendto(raw, data.data(), data.size(), 0, reinterpret_cast<sockaddr *>(&to), sizeof(to));
     }
 
-    /// The attacker's own state is not to follow from frames that picoquic did not make: it would free, for
-    /// one, a connection id in use when the peer acknowledges that it was retired.
+    /// The attacker's own state is not to follow from frames that picoquic did not make: it would free, for one, a
+    /// connection id in use when the peer acknowledges that it was retired.
     void forget_frames(uint64_t first_packet) {
-        auto * cnx = EngineTesting::connection(attacker, link);
+        auto * cnx = EndpointTesting::connection(attacker, link);
         if (cnx == nullptr) {
             return;
         }
@@ -140,47 +140,47 @@ struct Pair {
         if (!linked() || data.empty()) {
             return;
         }
-        EngineTesting::run(attacker, [&] {
-            if (auto * cnx = EngineTesting::connection(attacker, link)) {
-                uint64_t first = cnx->pkt_ctx[picoquic_packet_context_application].send_sequence;
+        EndpointTesting::run(attacker, [&] {
+            if (auto * cnx = EndpointTesting::connection(attacker, link)) {
+                const uint64_t first = cnx->pkt_ctx[picoquic_packet_context_application].send_sequence;
                 picoquic_queue_misc_frame(cnx, data.data(), std::min<size_t>(data.size(), 1100), 0,
                                           picoquic_packet_context_application);
                 picoquic_reinsert_by_wake_time(cnx->quic, cnx, picoquic_get_quic_time(cnx->quic));
                 // After they are sent, and before it can read an acknowledgement of them.
-                EngineTesting::post(attacker, [this, first] { forget_frames(first); });
+                EndpointTesting::post(attacker, [this, first] { forget_frames(first); });
             }
         });
         usleep(200);
     }
 
-    void call(Engine & engine, std::vector<uint64_t> & known, uint8_t what, uint8_t amount) {
+    void call(Endpoint & endpoint, std::vector<uint64_t> & known, uint8_t what, uint8_t amount) {
         static const Bytes zeros(1 << 20);
-        uint64_t stream = known.empty() ? 0 : known[amount % known.size()];
+        const uint64_t stream = known.empty() ? 0 : known[amount % known.size()];
         bool ended = false;
         switch (what % 8) {
         case 0:
-            known.push_back(engine.open(link, amount % 7));
+            known.push_back(endpoint.open(link, amount % 7));
             break;
         case 1:
         case 2:
-            engine.write(stream, Input(zeros).first(size_t{1} << (amount % 18)));
+            endpoint.write(stream, Input(zeros).first(size_t{1} << (amount % 18)));
             break;
         case 3:
-            engine.read(stream, size_t{1} << (amount % 18), ended);
+            endpoint.read(stream, size_t{1} << (amount % 18), ended);
             break;
         case 4:
-            engine.finish(stream);
+            endpoint.finish(stream);
             break;
         case 5:
-            engine.abort(stream);
+            endpoint.abort(stream);
             break;
         case 6:
-            engine.release(stream);
+            endpoint.release(stream);
             break;
         case 7:
             int ends[2];
             if (socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0) {
-                engine.splice(stream, ends[0]);
+                endpoint.splice(stream, ends[0]);
                 ::send(ends[1], zeros.data(), amount * 10, MSG_NOSIGNAL);
                 ::close(ends[1]);
             }
@@ -193,7 +193,7 @@ struct Pair {
             return;
         }
         for (size_t i = 0; i + 2 < data.size() && i < 300; i += 3) {
-            bool theirs = (data[i] & 0x80) != 0;
+            const bool theirs = (data[i] & 0x80) != 0;
             try {
                 call(theirs ? victim : attacker, theirs ? accepted : streams, data[i + 1], data[i + 2]);
             } catch (const StreamError &) {
@@ -216,7 +216,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t * bytes, size_t size) {
     if (size < 2) {
         return 0;
     }
-    Input rest(bytes + 1, size - 1);
+    const Input rest(bytes + 1, size - 1);
     switch (bytes[0] % 4) {
     case 0:
         pair->datagram(rest);
@@ -231,10 +231,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t * bytes, size_t size) {
     }
     if (pair->streams.size() + pair->accepted.size() > 500) {
         pair->attacker.close(pair->link, "new", true);
-        for (uint64_t stream : pair->streams) {
+        for (const uint64_t stream : pair->streams) {
             pair->attacker.release(stream);
         }
-        for (uint64_t stream : pair->accepted) {
+        for (const uint64_t stream : pair->accepted) {
             pair->victim.release(stream);
         }
         pair->streams.clear();

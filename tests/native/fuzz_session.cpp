@@ -1,5 +1,4 @@
-// A whole session fed with arbitrary commands: whatever a client sends, the server neither crashes nor keeps
-// memory.
+// A whole session fed with arbitrary commands: whatever a client sends, the server neither crashes nor keeps memory.
 #include "server/session.h"
 
 #include <algorithm>

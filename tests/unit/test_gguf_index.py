@@ -189,7 +189,7 @@ def test_parts_of_one_model_share_no_tensor(parts: list[str]) -> None:
         content = Path(path).read_bytes()
         assert name in content
         Path(path).write_bytes(content.replace(name, b"the_same".ljust(len(name), b"\0")))
-    with pytest.raises(GgufError, match="holds the tensor 'the_same' a second time"):
+    with pytest.raises(GgufError, match="contains the tensor 'the_same' twice"):
         rpc.read_gguf(parts)
 
 
