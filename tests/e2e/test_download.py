@@ -147,7 +147,7 @@ def test_a_repository_and_its_usual_quantisation(hub: Hub, small: bytes) -> None
     assert final.read_bytes() == small and "100 % of" in result.stderr and "MB/s" in result.stderr
     assert "Bearer secret" in hub.tokens
     listed = download(None).stdout
-    assert re.search(r"small-Q4_K_M +\S+ GB +yes", listed)
+    assert re.search(r"small-Q4_K_M +\S+ MB +yes", listed)
 
 
 def test_a_connection_cut_in_the_middle_is_resumed(hub: Hub, small: bytes) -> None:
@@ -216,7 +216,7 @@ def test_no_space(hub: Hub) -> None:
     folder = models_folder()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], check=True)
     try:
-        assert "GB more in" in refused(hub, REPOSITORY)
+        assert "MB more in" in refused(hub, REPOSITORY)
     finally:
         subprocess.run(["umount", str(folder)], check=True)
 
