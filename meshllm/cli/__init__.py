@@ -1,1 +1,1 @@
-"""Commands."""
+"""The commands of `mesh-llm`, one file each, and what they share."""

@@ -1,4 +1,4 @@
-"""How coding agents are pointed at the endpoint: `mesh-llm agents`, and the lines at the start."""
+"""How to launch coding agents with this endpoint: `mesh-llm agents`, and the lines that a node prints at its start."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from typing import Any
 import click
 import orjson
 
-from meshllm.cli.control import ask_node, port_option
+from meshllm.cli.control import ask_node
+from meshllm.cli.options import Command, port
 from meshllm.errors import MeshLlmError
 from meshllm.node.status import Snippet
 
 _PROVIDER = "mesh-llm"
-NO_KEY = "mesh-llm"  # what programs send that insist on a key
-OWN_KEY = "YOUR_API_KEY"  # never printed
+NO_KEY = "mesh-llm"  # for programs that insist on a key where none is needed
+OWN_KEY = "YOUR_API_KEY"  # stands for the user's key, which is never printed
 
 
 def launch_lines(url: str, models: Sequence[str], key: str) -> list[str]:
-    """`url` ends in /v1."""
+    """One line for each agent, or none without models. `url` ends in /v1."""
     if not models:
         return []
     pi, goose = _commands(url, models[0], key)
@@ -28,7 +29,7 @@ def launch_lines(url: str, models: Sequence[str], key: str) -> list[str]:
 
 
 def snippets(url: str, models: Sequence[str], key: str) -> list[Snippet]:
-    """What there is to copy: title and text."""
+    """Commands and configuration to copy, or none without models. `url` ends in /v1."""
     if not models:
         return []
     pi, goose = _commands(url, models[0], key)
@@ -41,7 +42,7 @@ def snippets(url: str, models: Sequence[str], key: str) -> list[Snippet]:
 
 
 def _commands(url: str, model: str, key: str) -> tuple[str, str]:
-    """Names of models are others' text: quoted for the shell."""
+    """For pi and for goose. Model names come from other nodes, so they are quoted for the shell."""
     base, name = url.removesuffix("/v1"), shlex.quote(model)
     goose = f"GOOSE_PROVIDER=openai OPENAI_HOST={base} OPENAI_API_KEY={key} GOOSE_MODEL={name} goose session"
     return f"pi --provider {_PROVIDER} --model {name}", goose
@@ -52,11 +53,14 @@ def _pi_models(url: str, models: Sequence[str], key: str) -> dict[str, Any]:
     return {"providers": {_PROVIDER: provider}}
 
 
-@click.command("agents")
-@port_option
+@click.command("agents", cls=Command)
+@port()
 def agents(port: int) -> None:
-    """Print how to launch pi and goose with the models served now."""
+    """Print commands that launch pi and goose.
+
+    They use the models that are served now.
+    """
     found = asyncio.run(ask_node(port, "GET", "/status"))["agents"]
     if not found:
-        raise MeshLlmError("no model is ready yet; mesh-llm status tells why")
+        raise MeshLlmError("no model is ready yet; mesh-llm status shows why")
     click.echo("\n\n".join(f"# {each['title']}\n{each['text']}" for each in found))

@@ -1,19 +1,17 @@
-"""Questions to the node that runs on this machine, over its control socket."""
+"""Requests to the node that runs on this machine, over its control socket."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import aiohttp
-import click
 
 from meshllm.errors import MeshLlmError
 from meshllm.paths import control_socket
 
-port_option = click.option("--port", default=9337, show_default=True, help="API port of the node.")
-
 
 async def ask_node(port: int, method: str, path: str, body: object | None = None) -> Any:
+    """The decoded JSON, or the text, that the node behind this API port answers. Raises MeshLlmError."""
     socket = control_socket(port)
     try:
         async with (
@@ -22,7 +20,7 @@ async def ask_node(port: int, method: str, path: str, body: object | None = None
         ):
             answer: Any = await (response.json() if response.content_type == "application/json" else response.text())
     except (aiohttp.ClientError, OSError):
-        raise MeshLlmError(f"no node of yours runs with API port {port}; name another with --port") from None
+        raise MeshLlmError(f"none of your nodes has its API on port {port}; name another port with --port") from None
     if response.status != 200:
         raise MeshLlmError(str(answer.get("error")))
     return answer

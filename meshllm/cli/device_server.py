@@ -3,32 +3,42 @@
 from __future__ import annotations
 
 import signal
-import threading
+from threading import Event
 
 import click
 
-from meshllm import rpc
+from meshllm.cli.options import Command, max_vram, option, threads
 from meshllm.cli.output import Output
-from meshllm.models.store import Store, resolve
 from meshllm.units import GB, in_gb
 
 _LOG_INTERVAL_S = 0.5
+_EXAMPLES = """\b
+Example:
+  mesh-llm device-server --listen 192.168.1.12:50052 --allow-remote
+  mesh-llm --model qwen3-32b --stage 192.168.1.12:50052     on the host
+"""
 
 
-@click.command("device-server")
-@click.option("--listen", required=True, metavar="ADDRESS", help="HOST:PORT, or unix:/path.")
-@click.option(
+@click.command("device-server", cls=Command, epilog=_EXAMPLES)
+@option("--listen", required=True, metavar="ADDRESS", help="HOST:PORT, or unix:/path.")
+@option(
     "--model",
     "models",
     multiple=True,
-    help="A model whose weights are read from this machine's disk; default: all on disk.",
+    metavar="MODEL",
+    help="GGUF file or model name whose weights may be read from this machine's disk; repeatable; default: all models "
+    "on disk.",
 )
-@click.option(
-    "--device", "devices", multiple=True, metavar="NAME", help="A ggml device; default: all GPUs, or the CPU."
+@option(
+    "--device",
+    "devices",
+    multiple=True,
+    metavar="NAME",
+    help="ggml device to lend; repeatable; default: all GPUs, or else the CPU.",
 )
-@click.option("--threads", default=0, help="Threads of a CPU device; default: the number of cores.")
-@click.option("--max-vram", type=float, metavar="GB", help="Memory lent of each device.")
-@click.option("--allow-remote", is_flag=True, help="Listen beyond this machine. The channel is NOT encrypted.")
+@threads()
+@max_vram()
+@option("--allow-remote", is_flag=True, help="Listen beyond this machine. The channel is NOT encrypted.")
 def device_server(
     listen: str,
     models: tuple[str, ...],
@@ -37,8 +47,11 @@ def device_server(
     max_vram: float | None,
     allow_remote: bool,
 ) -> None:
-    """Serve this machine's devices as stages of another machine's model."""
-    stop = threading.Event()
+    """Lend this machine's devices to a host, without a mesh."""
+    from meshllm import rpc  # loads ggml, which --help does not need
+    from meshllm.models.store import Store, resolve
+
+    stop = Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     output = Output()
@@ -63,4 +76,4 @@ def device_server(
             output.emit(line)
     server.stop()
     done = server.counters()
-    output.emit(f"served {done['graphs_computed']} graphs in {done['compute_ns'] / 1e9:.3f} s of computing")
+    output.emit(f"served {done['graphs_computed']} graphs in {done['compute_ns'] / 1e9:.3f} s of compute time")

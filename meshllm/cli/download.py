@@ -1,4 +1,4 @@
-"""`mesh-llm download`: the catalog, and models onto this machine's disk."""
+"""`mesh-llm download`: lists the catalog, or downloads a model."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from meshllm.cli.options import Command, option
 from meshllm.errors import MeshLlmError
 from meshllm.models.catalog import CATALOG, Entry
 from meshllm.models.download import download as fetch
@@ -17,16 +18,29 @@ from meshllm.models.names import entry_of, matching
 from meshllm.paths import models_folder
 from meshllm.units import in_gb
 
-_LINE_S = 5.0  # between lines where there is no terminal
+_EXAMPLES = """\b
+Examples:
+  mesh-llm download                                 list the catalog
+  mesh-llm download 32b --draft                     with its draft model
+  mesh-llm download somebody/Some-GGUF:Q5_K_M       from the hub
+"""
+_LINE_S = 5.0  # between progress lines where there is no terminal
 
 
-@click.command("download")
+@click.command("download", cls=Command, epilog=_EXAMPLES)
 @click.argument("model", required=False)
-@click.option("--draft", is_flag=True, help="Also the small model that guesses ahead for it.")
+@option(
+    "--draft",
+    is_flag=True,
+    help="Also download the draft model that the catalog pairs with it.",
+    envvar="MESH_LLM_DOWNLOAD_DRAFT",  # MESH_LLM_DRAFT names a model
+)
 def download(model: str | None, draft: bool) -> None:
-    """Get a model into ~/.models: a name of the catalog, USER/REPOSITORY[:QUANT] of the hub, or a URL.
+    """Download a model, or list the catalog.
 
-    Without MODEL the catalog is listed.
+    MODEL is a name in the catalog, USER/REPOSITORY[:QUANT] on the Hugging Face hub, or the URL of a GGUF file. It is
+    saved in ~/.models, or in the folder that MESH_LLM_MODELS names. Without MODEL, the catalog and the models on disk
+    are listed.
     """
     if model is None:
         click.echo("\n".join(catalog_lines()))
@@ -36,12 +50,13 @@ def download(model: str | None, draft: bool) -> None:
         entry = CATALOG.find(model) or entry_of(paths[0].stem)
         paired = CATALOG.draft_of(entry) if entry else None
         if paired is None:
-            raise MeshLlmError(f"the catalog pairs no draft with {model}")
+            raise MeshLlmError(f"the catalog has no draft model for {model}")
         _get(paired.name)
     click.echo(paths[0])
 
 
 def catalog_lines() -> list[str]:
+    """A table of the catalog and of the other models on disk, and how to download one."""
     on_disk = find_models()
     rows: list[tuple[str, ...]] = [("model", "size", "quant", "memory", "draft", "licence", "on disk")]
     known: set[str] = set()
@@ -54,7 +69,7 @@ def catalog_lines() -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows] + [
         "",
-        f"mesh-llm download NAME [--draft] puts it into {models_folder()}; USER/REPOSITORY:QUANT takes any other",
+        f"mesh-llm download NAME [--draft] saves one in {models_folder()}; USER/REPOSITORY:QUANT is one on the hub",
     ]
 
 
@@ -66,7 +81,7 @@ def _row(entry: Entry, here: bool) -> tuple[str, ...]:
         in_gb(entry.size_bytes),
         entry.quantisation,
         in_gb(entry.min_memory_bytes),
-        draft.short[0] if draft else "is one" if entry.drafts else "-",
+        draft.short[0] if draft else "is a draft" if entry.drafts else "-",
         entry.licence,
         "yes" if here else "-",
     )
@@ -74,15 +89,15 @@ def _row(entry: Entry, here: bool) -> tuple[str, ...]:
 
 def _get(name: str) -> list[Path]:
     source = find_source(name)
-    shown = _Shown()
+    shown = _ProgressDisplay()
     try:
         return fetch(source, shown.progress)
     finally:
         shown.end()
 
 
-class _Shown:
-    """A bar on a terminal, a line now and then elsewhere."""
+class _ProgressDisplay:
+    """A bar on a terminal, a line every few seconds elsewhere."""
 
     def __init__(self) -> None:
         self._file, self._line_at = "", 0.0

@@ -1,4 +1,4 @@
-"""`mesh-llm drop`: one model less in the mesh."""
+"""`mesh-llm drop`: stops serving a model everywhere in the mesh."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ import asyncio
 
 import click
 
-from meshllm.cli.control import ask_node, port_option
+from meshllm.cli.control import ask_node
+from meshllm.cli.options import Command, option, port
 
 
-@click.command("drop")
+@click.command("drop", cls=Command)
 @click.argument("model")
-@click.option("--undo", is_flag=True, help="Let it be served again.")
-@port_option
+@option("--undo", is_flag=True, help="Allow the model to be served again.")
+@port()
 def drop(model: str, undo: bool, port: int) -> None:
-    """Stop serving a model, on all nodes of the mesh; what is being answered is answered."""
+    """Stop serving a model on all nodes.
+
+    Responses in progress are completed.
+    """
     name = asyncio.run(ask_node(port, "POST", "/drop", {"model": model, "undo": undo}))["name"]
     if undo:
         click.echo(f"{name} may be served again")

@@ -1,4 +1,4 @@
-"""The API's port, and running until a signal comes."""
+"""Listens on the API's port, and runs until a signal arrives."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from meshllm.errors import MeshLlmError
 
 
 def bind(host: str, port: int, option: str = "--port") -> socket.socket:
-    """Before anything else is started. `option` chooses the port. Raises MeshLlmError."""
+    """A bound socket, before anything else starts. `option` is what chooses the port. Raises MeshLlmError."""
     try:
         family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, proto)
@@ -39,22 +39,24 @@ def bind(host: str, port: int, option: str = "--port") -> socket.socket:
 
 
 def access_of(config: ServeConfig) -> Access:
+    """Who may use the API and the dashboard, as the user chose."""
     return Access(config.api_key, config.cors_origin, is_loopback(config.host) and is_loopback(config.console_host))
 
 
 def url_of(listener: socket.socket) -> str:
+    """Base URL of the API on a bound socket."""
     host, port = listener.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
 
 
 @asynccontextmanager
 async def serving(app: web.Application, where: socket.socket | Path) -> AsyncIterator[None]:
-    """The application at a bound socket, or at a Unix socket of this user's."""
+    """Serves the application on a bound socket, or on a Unix socket that only this user can open."""
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
         if isinstance(where, Path):
-            remove(where)
+            _remove(where)
             await web.UnixSite(runner, str(where)).start()
             os.chmod(where, 0o600)
         else:
@@ -63,16 +65,16 @@ async def serving(app: web.Application, where: socket.socket | Path) -> AsyncIte
     finally:
         await runner.cleanup()
         if isinstance(where, Path):
-            remove(where)
+            _remove(where)
 
 
-def remove(path: Path) -> None:
+def _remove(path: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
 
 
 async def until_signal(work: Coroutine[Any, Any, None]) -> None:
-    """Runs `work` until it ends, or until SIGINT or SIGTERM; raises what it raises."""
+    """Runs `work` until it ends or SIGINT or SIGTERM arrives. Raises what `work` raises."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -1,4 +1,4 @@
-"""A node as `mesh-llm` runs it: identity, worker, mesh, endpoint, and the socket that `status` and `token` ask."""
+"""Runs a node of a mesh: its identity, worker, API, dashboard, and the control socket of `status` and `token`."""
 
 from __future__ import annotations
 
@@ -46,44 +46,47 @@ async def serve_node(config: ServeConfig) -> None:
             from meshllm.node.worker import Worker, WorkerConfig
 
             worker_config = WorkerConfig(
-                config.model,
-                token is None,
-                not config.no_fetch,
-                config.draft,
-                config.draft_tokens,
-                config.device,
-                config.threads,
-                int((config.max_vram or 0) * GB),
-                config.bin_dir,
-                config.engine_args,
+                models=config.model,
+                begins=token is None,
+                fetch=not config.no_fetch,
+                draft=config.draft,
+                draft_max=config.draft_tokens,
+                device=config.device,
+                threads=config.threads,
+                max_vram_bytes=int((config.max_vram or 0) * GB),
+                bin_dir=config.bin_dir,
+                engine_args=config.engine_args,
             )
             worker = Worker(worker_config, output.emit, output.progress, log_file)
         node_config = NodeConfig(
-            config.name or default_name(),
-            config.bind_port,
-            config.quic or default_stack(config.client),
-            _advertised(config),
-            token,
-            config.split,
-            config.tensor_split or (),
+            name=config.name or default_name(),
+            bind_port=config.bind_port,
+            quic=config.quic or default_stack(config.client),
+            advertise=_advertised(config),
+            token=token,
+            split=config.split,
+            tensor_split=config.tensor_split or (),
         )
         node = Node(node_config, identity, state, worker, output.emit)
         await until_signal(_run(node, token, listener, console, access_of(config), output))
 
 
 def _advertised(config: ServeConfig) -> tuple[str, ...]:
-    """With the port where the user left it out. Raises MeshLlmError."""
+    """The --advertise addresses, completed with --bind-port where they have no port. Raises MeshLlmError."""
     found = []
     for text in config.advertise:
         address = text if split_address(text) else join_address(text.strip("[]"), config.bind_port)
         if not split_address(address):
-            raise MeshLlmError(f"--advertise {text}: write HOST:PORT, or HOST together with --bind-port")
+            raise MeshLlmError(f"--advertise {text} is neither HOST:PORT, nor HOST together with --bind-port")
         found.append(address)
     return tuple(found)
 
 
 def _identity(config: ServeConfig, stack: contextlib.ExitStack) -> tuple[Identity, KnownMeshes]:
-    """A client, and a second node of this user's on one machine, gets a name for this run only."""
+    """The key and the known meshes. A lite client, and a second node on one machine, has a key for this run only.
+
+    Raises MeshLlmError when another process uses the file that --identity names.
+    """
     if config.client and config.identity is None:
         return make_identity(), KnownMeshes(None)
     path = config.identity or data_folder() / "identity.pem"
@@ -92,7 +95,7 @@ def _identity(config: ServeConfig, stack: contextlib.ExitStack) -> tuple[Identit
     identity = file.load()
     if identity is None:
         if config.identity:
-            raise MeshLlmError(f"another mesh-llm uses the identity {path}; name another file with --identity")
+            raise MeshLlmError(f"another mesh-llm uses the identity {path}; choose another file with --identity")
         return make_identity(), KnownMeshes(None)
     return identity, KnownMeshes(path.with_name(path.name + ".mesh.json"))
 
@@ -105,26 +108,26 @@ async def _run(
     access: Access,
     output: Output,
 ) -> None:
-    view = _NodeView(node, listener, access)
+    local = _NodeWithApi(node, listener, access)
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(serving(make_app(node.router, access), listener))
         inner = make_peer_app(LocalTarget(node.router))
         await stack.enter_async_context(serving(inner, node.folder / "api.sock"))
         if console:
-            await stack.enter_async_context(serving(make_console(view, node.router, access), console))
-            output.emit(f"the console is at {url_of(console).removesuffix('/v1')}")
-        with contextlib.suppress(OSError):  # a path that is too long: the node runs, `mesh-llm status` does not
+            await stack.enter_async_context(serving(make_console(local, node.router, access), console))
+            output.emit(f"the dashboard is at {url_of(console).removesuffix('/v1')}")
+        with contextlib.suppress(OSError):  # too long a path: the node runs, only `mesh-llm status` does not
             where = control_socket(listener.getsockname()[1])
-            await stack.enter_async_context(serving(_control_app(node, view), where))
-        announced = asyncio.create_task(_announce(node, token, view, output), name="announce")
+            await stack.enter_async_context(serving(_control_app(node, local), where))
+        announced = asyncio.create_task(_announce(node, token, local, output), name="announce")
         try:
             await node.run()
         finally:
             announced.cancel()
 
 
-class _NodeView:
-    """What the node tells its user and the dashboard; only the command knows where its API is."""
+class _NodeWithApi:
+    """What the dashboard and the control socket ask: the node, and where its API is, which the node does not know."""
 
     def __init__(self, node: Node, listener: socket.socket, access: Access) -> None:
         self._node = node
@@ -141,24 +144,24 @@ class _NodeView:
         return FullStatus(**vars(status), engines=engines, api_port=self._port, agents=agents)
 
 
-async def _announce(node: Node, token: Token | None, view: _NodeView, output: Output) -> None:
+async def _announce(node: Node, token: Token | None, local: _NodeWithApi, output: Output) -> None:
     await node.started.wait()
-    if view.open_to_all:
-        output.emit(f"whoever reaches {view.url} may use it; --api-key KEY asks for a key")
+    if local.open_to_all:
+        output.emit(f"anyone who can reach {local.url} may use it; --api-key KEY requires a key")
     if token is None:
         output.emit(f"invite others: mesh-llm --join {node.make_token()}")
     await node.router.wait_served()
-    output.emit(f"the API is at {view.url}")
-    for line in launch_lines(view.url, [model.name for model in node.router.served()], view.key):
+    output.emit(f"the API is at {local.url}")
+    for line in launch_lines(local.url, [model.name for model in node.router.served()], local.key):
         output.emit(line)
 
 
-def _control_app(node: Node, view: _NodeView) -> web.Application:
+def _control_app(node: Node, local: _NodeWithApi) -> web.Application:
     async def status(_request: web.Request) -> web.Response:
-        return web.json_response(body=orjson.dumps(await view.describe_all()))
+        return web.json_response(body=orjson.dumps(await local.describe_all()))
 
     async def status_text(_request: web.Request) -> web.Response:
-        return web.Response(text="\n".join(describe(await view.describe_all())))
+        return web.Response(text="\n".join(describe(await local.describe_all())))
 
     async def token(request: web.Request) -> web.Response:
         try:

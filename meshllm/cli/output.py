@@ -1,4 +1,4 @@
-"""What the commands print: one line per event, and one line that changes while something loads."""
+"""Prints one line per event, and one line that changes while something loads."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from meshllm.errors import MeshLlmError
 
 
 class Output:
+    """Lines on stderr: text, or with `json` one object each; `verbose` adds llama-server's output and debug lines."""
+
     def __init__(self, verbose: bool = False, json: bool = False) -> None:
         self._verbose = verbose
         self._json = json
@@ -25,7 +27,7 @@ class Output:
         self._shown = ""
 
     def show_logs(self) -> None:
-        """From now on prints what the modules of the package log: warnings, and with `verbose` debug lines too."""
+        """From now on, prints the package's log records: warnings, and with `verbose` debug records too."""
         logger = logging.getLogger("meshllm")
         logger.handlers = [_LogHandler(self._log)]
         logger.setLevel(logging.DEBUG if self._verbose else logging.WARNING)
@@ -45,7 +47,7 @@ class Output:
         self._print("event", text)
 
     def progress(self, text: str) -> None:
-        """On a terminal the line changes in place; elsewhere each new text is a line."""
+        """On a terminal the line changes in place; elsewhere each new text is a line of its own."""
         if text == self._shown:
             return
         if self._live:

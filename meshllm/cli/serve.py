@@ -1,105 +1,158 @@
-"""`mesh-llm [serve]`: a node of the mesh, or one model over device servers named by hand; one endpoint either way."""
+"""`mesh-llm [serve]`: a node of a mesh, or one model over device servers named by hand; one endpoint either way."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from meshllm.cli.options import ServeConfig, is_loopback, parse_split
+from meshllm.cli.options import Command, ServeConfig, is_loopback, max_vram, option, parse_split, port, threads
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
+_EXAMPLES = """\b
+Examples:
+  mesh-llm                                  the only model on disk, or the default
+  mesh-llm --model qwen3-32b -- -c 16384    by name; -c is llama-server's option
+  mesh-llm --model ~/models/my.gguf         a file
+  mesh-llm --join TOKEN                     lend this machine to a mesh
+  mesh-llm --client --join TOKEN            use a mesh without a GPU
+  mesh-llm --console                        with the dashboard
+"""
+
+_model = partial(option, group="Model")
+_mesh = partial(option, group="Mesh")
+_api = partial(option, group="API")
+_engine = partial(option, group="Engine")
 
 
-@click.command(context_settings={"ignore_unknown_options": False})
-@click.option(
+@click.command(cls=Command, epilog=_EXAMPLES)
+@_model(
     "--model",
     multiple=True,
-    help="A GGUF file, or a name; repeatable. What is not on disk comes from the mesh, or is downloaded.",
+    metavar="MODEL",
+    help="GGUF file or model name; repeatable. A model that is not on disk is copied from the mesh or downloaded.",
 )
-@click.option("--join", metavar="TOKEN", help="Join the mesh of this invite token.")
-@click.option("--client", is_flag=True, help="Only use the mesh: no GPU, no model, no engine. Needs --join.")
-@click.option("--port", default=9337, show_default=True, help="Port of the API.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address of the API.")
-@click.option("--bind-port", default=0, help="UDP port of the mesh, to be forwarded by a router; default: any.")
-@click.option(
-    "--quic",
-    type=click.Choice(["native", "aioquic"]),
-    help="Engine of the mesh's links; default: the native one, and aioquic with --client or where it is not built.",
+@_model("--no-fetch", is_flag=True, help="Never copy or download model files.")
+@_model(
+    "--draft",
+    metavar="MODEL",
+    help="Draft model for speculative decoding, or ngram to draft from repetition without a model; "
+    "default: the draft that the catalog pairs with the model, if it is on disk.",
 )
-@click.option(
+@_model(
+    "--draft-max",
+    default=8,
+    show_default=True,
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Tokens drafted per step.",
+)
+@_model("--no-draft", is_flag=True, help="Turn speculative decoding off.")
+@_mesh("--join", metavar="TOKEN", help="Join the mesh that issued this invite token.")
+@_mesh("--client", is_flag=True, help="Only use the mesh: no GPU, no model, no engine. Needs --join.")
+@_mesh("--name", metavar="NAME", help="Name of this node; default: the machine's host name.")
+@_mesh("--identity", type=_FILE, metavar="FILE", help="Key file of this node; default: in the user's data directory.")
+@_mesh("--bind-port", default=0, metavar="PORT", help="UDP port of the mesh; default: any free port.")
+@_mesh(
     "--advertise",
     multiple=True,
     metavar="HOST[:PORT]",
-    help="Where others reach this node from outside, such as a router that forwards --bind-port; repeatable.",
+    help="Address at which others reach this node, such as a router that forwards --bind-port; repeatable.",
 )
-@click.option("--name", help="What this node is called; default: the host's name.")
-@click.option("--identity", type=_FILE, help="File of this node's key; default: in the user's data directory.")
-@click.option("--no-fetch", is_flag=True, help="Get no model files from the mesh or the hub.")
-@click.option(
-    "--draft", metavar="MODEL", help="A small model that guesses ahead, or ngram; default: what the catalog pairs."
+@_mesh(
+    "--quic",
+    type=click.Choice(["native", "aioquic"]),
+    help="QUIC stack; default: native, or aioquic with --client or where native was not built.",
 )
-@click.option("--draft-max", default=8, show_default=True, type=click.IntRange(min=1), help="Tokens guessed at a time.")
-@click.option("--no-draft", is_flag=True, help="No guessing ahead.")
-@click.option(
-    "--console", is_flag=False, flag_value=3131, type=int, metavar="[PORT]", help="A dashboard; default port: 3131."
-)
-@click.option(
-    "--console-host",
-    default="127.0.0.1",
-    show_default=True,
-    help="Address of the dashboard; one that others reach needs --api-key.",
-)
-@click.option("--api-key", default="", help="Whoever uses the API has to give it.")
-@click.option(
-    "--cors-origin",
-    multiple=True,
-    metavar="ORIGIN",
-    help="Web pages that may use the API beside this machine's own, such as https://chat.example; * for all.",
-)
-@click.option("--split", is_flag=True, help="Split the model over the mesh even if it fits on one machine.")
-@click.option("--max-vram", type=click.FloatRange(min=0, min_open=True), metavar="GB", help="Memory lent of a device.")
-@click.option(
+@_mesh("--split", is_flag=True, help="Split the model over the mesh even if it fits on one machine.")
+@_mesh(
     "--tensor-split",
     callback=parse_split,
     metavar="R,R",
-    help="Share of each stage in order and, last, of the host.",
+    help="Proportions of the model, such as 0.6,0.4: for each stage in order and, last, for the host; "
+    "default: by memory.",
 )
-@click.option("--device", metavar="NAME", help="The ggml device to use; default: all GPUs, or the CPU.")
-@click.option("--threads", default=0, help="Threads of a CPU that computes for others; default: the number of cores.")
-@click.option("--stage", "stages", multiple=True, metavar="ADDRESS", help="Without a mesh: a device server by hand.")
-@click.option("--bin-dir", type=click.Path(path_type=Path, file_okay=False), help="Folder of another llama-server.")
-@click.option("--engine-log", type=_FILE, help="Write all that llama-server prints to a file.")
-@click.option("--log-json", is_flag=True, help="One JSON object per event.")
-@click.option("--verbose", is_flag=True, help="Show all that llama-server prints.")
+@_mesh(
+    "--stage",
+    "stages",
+    multiple=True,
+    metavar="ADDRESS",
+    help="Without a mesh: compute on the device server at this address; repeatable.",
+)
+@port(group="API")
+@_api("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Address the API listens on.")
+@_api("--api-key", default="", metavar="KEY", help="API key that clients must send, except to /health; default: none.")
+@_api(
+    "--cors-origin",
+    multiple=True,
+    metavar="ORIGIN",
+    help="Origin whose web pages may call the API, such as https://chat.example; * allows all; repeatable. "
+    "Pages served from this machine always may.",
+)
+@_api(
+    "--console",
+    is_flag=False,
+    flag_value=3131,
+    type=int,
+    metavar="[PORT]",
+    help="Serve the dashboard; default port: 3131.",
+)
+@_api(
+    "--console-host",
+    default="127.0.0.1",
+    show_default=True,
+    metavar="ADDRESS",
+    help="Address the dashboard listens on; one that others can reach needs --api-key.",
+)
+@_engine("--device", metavar="NAME", help="ggml device to use; default: all GPUs, or else the CPU.")
+@max_vram(group="Engine")
+@threads(group="Engine")
+@_engine(
+    "--bin-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="Folder of another build of llama-server.",
+)
+@_engine("--engine-log", type=_FILE, metavar="FILE", help="Write llama-server's output to a file.")
+@_engine("--verbose", is_flag=True, help="Print llama-server's output, debug lines and tracebacks.")
+@_engine("--log-json", is_flag=True, help="Print events as JSON, one object per line.")
 @click.argument("engine_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- LLAMA_SERVER_OPTIONS]")
 def serve(**options: object) -> None:
-    """Serve a model (the default command). What follows -- goes to llama-server as it is."""
+    """Serve a model (the default command).
+
+    Everything after -- is passed to llama-server unchanged.
+    """
     config = ServeConfig(**options)  # type: ignore[arg-type]
-    if config.client and not config.join:
-        raise click.UsageError("--client needs --join TOKEN: a client has nothing of its own to serve")
-    if config.client and config.model:
-        raise click.UsageError("--client takes no --model; the mesh has its models")
-    if len(config.model) > 1 and config.stages:
-        raise click.UsageError("--stage serves one --model")
-    if config.console is not None and not is_loopback(config.console_host) and not config.api_key:
-        raise click.UsageError("--console-host beyond this machine needs --api-key KEY")
-    if config.draft and config.no_draft:
-        raise click.UsageError("--draft and --no-draft exclude each other")
-    if config.stages and (config.join or config.client or config.split):
-        raise click.UsageError("--stage names device servers by hand and goes without a mesh")
+    _check(config)
     if config.stages:
         from meshllm.cli.static_stages import serve_static_stages as work
     else:
         from meshllm.cli.node import serve_node as work
-    runner()(work(config))
+    _runner()(work(config))
 
 
-def runner() -> Callable[[Coroutine[Any, Any, None]], None]:
+def _check(config: ServeConfig) -> None:
+    """Raises click.UsageError for options that do not go together."""
+    if config.client and not config.join:
+        raise click.UsageError("--client needs --join TOKEN: a client has nothing of its own to serve")
+    if config.client and config.model:
+        raise click.UsageError("--client takes no --model: it uses the models that the mesh serves")
+    if len(config.model) > 1 and config.stages:
+        raise click.UsageError("--stage takes only one --model")
+    if config.console is not None and not is_loopback(config.console_host) and not config.api_key:
+        raise click.UsageError("a --console-host that others can reach needs --api-key KEY")
+    if config.draft and config.no_draft:
+        raise click.UsageError("--draft and --no-draft cannot be combined")
+    if config.stages and (config.join or config.client or config.split):
+        raise click.UsageError("--stage works without a mesh: it cannot be combined with --join, --client or --split")
+
+
+def _runner() -> Callable[[Coroutine[Any, Any, None]], None]:
     if sys.platform == "win32":
         return asyncio.run
     import uvloop

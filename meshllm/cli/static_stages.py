@@ -1,4 +1,4 @@
-"""`mesh-llm --stage ADDRESS ...`: one model over device servers that the user names, without a mesh."""
+"""`mesh-llm --stage ADDRESS ...`: one model over device servers named by the user, without a mesh."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _STAGE_TIMEOUT_S = 10.0
 
 
 class _StaticStages:
-    """The engine as the API's target."""
+    """The engine as the target of API requests."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -42,10 +42,10 @@ class _StaticStages:
         return Upstream(self._engine.socket) if await self._engine.wait_ready(timeout_s) else None
 
     def note_request(self, info: RequestInfo) -> None:
-        """Nobody else wants to know."""
+        """There is no mesh that places models by demand."""
 
     def failure_passes(self) -> bool:
-        """Only its user can bring a stage back that was named by hand."""
+        """False: only the user can bring back a stage named by hand."""
         return False
 
     def describe(self) -> dict[str, EngineStatus]:
@@ -65,8 +65,15 @@ async def serve_static_stages(config: ServeConfig) -> None:
             info = await asyncio.to_thread(rpc.probe, address, _STAGE_TIMEOUT_S)
             servers.append(StageServer(StageAddress(address, address, address), info))
         binaries = find_binaries(config.bin_dir)
-        split = config.tensor_split
-        spec = make_launch_spec(model, binaries, servers, split, config.device, config.engine_args, speculation)
+        spec = make_launch_spec(
+            model=model,
+            binaries=binaries,
+            servers=servers,
+            split=config.tensor_split,
+            host_device=config.device,
+            extra_args=config.engine_args,
+            speculation=speculation,
+        )
         engine = Engine(spec, output.emit, output.progress, log_file)
         await until_signal(_run(engine, listener, access_of(config), output))
 

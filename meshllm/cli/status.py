@@ -9,17 +9,21 @@ from collections.abc import Mapping
 import click
 import orjson
 
-from meshllm.cli.control import ask_node, port_option
+from meshllm.cli.control import ask_node
+from meshllm.cli.options import Command, option, port
 from meshllm.mesh.engine_status import EngineStage, SpeculationStatus
 from meshllm.node.status import FullStatus, ModelStatus, NodeStatus
 from meshllm.units import in_gb, short_id
 
 
-@click.command("status")
-@port_option
-@click.option("--json", "as_json", is_flag=True, help="All of it, for programs.")
+@click.command("status", cls=Command)
+@port()
+@option("--json", "as_json", is_flag=True, help="Print the whole status as JSON, for programs.")
 def status(port: int, as_json: bool) -> None:
-    """Nodes, roles, distances, memory, split, and the state of the engine."""
+    """Show the nodes, the models and the engine.
+
+    As this machine's node sees them: roles, round-trip times, memory, splits, and why a model is not served.
+    """
     if as_json:
         answer = asyncio.run(ask_node(port, "GET", "/status"))
         sys.stdout.buffer.write(orjson.dumps(answer, option=orjson.OPT_INDENT_2) + b"\n")
@@ -28,7 +32,7 @@ def status(port: int, as_json: bool) -> None:
 
 
 def describe(status: FullStatus) -> list[str]:
-    """Lines for people; the node makes them, so that the command needs to know nothing of its version."""
+    """Lines for people. The node makes them, so the command and the node may have different versions."""
     nodes = {node.id: node for node in status.nodes}
     lines = [f"mesh {status.mesh_id[:8]}, UDP port {status.port}, mesh-llm {status.version}", ""]
     for model in status.models:
@@ -49,9 +53,9 @@ def describe(status: FullStatus) -> list[str]:
 
 
 def _describe_speculation(speculation: SpeculationStatus) -> str:
-    line = f"  draft {speculation.draft}, {speculation.n_max} tokens at a time"
+    line = f"  draft {speculation.draft}, {speculation.n_max} tokens per step"
     if drafted := speculation.drafted:
-        line += f": {speculation.accepted / drafted:.0%} accepted, {speculation.tokens_per_step} tokens a step"
+        line += f": {speculation.accepted / drafted:.0%} accepted, {speculation.tokens_per_step} tokens gained per step"
     return line
 
 

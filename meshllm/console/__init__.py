@@ -1,4 +1,4 @@
-"""The dashboard: one page, live, from any node."""
+"""The dashboard: one live page, served by any node."""
 
 from meshllm.console.app import make_console
 

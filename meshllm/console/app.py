@@ -1,4 +1,4 @@
-"""The dashboard's endpoint: the page, its events, what it may change, metrics, and the API for its chat."""
+"""The dashboard's HTTP application: page, events, changes, metrics, and the API for its chat."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from meshllm.errors import MeshLlmError
 from meshllm.node.status import FullStatus
 
 _KEEP_ALIVE_S = 15.0
-# A page of another origin cannot set it without asking, and is told no.
+# A page of another origin cannot set this header without a preflight request, which is refused.
 GUARD_HEADER = "X-Mesh-LLM-Console"
 _FILES = {
     "index.html": "text/html",
@@ -40,7 +40,7 @@ _HEADERS = {
 
 
 class ConsoleNode(Protocol):
-    """What the dashboard asks of its node."""
+    """What the dashboard needs of its node."""
 
     async def describe_all(self) -> FullStatus: ...
 
@@ -49,22 +49,51 @@ class ConsoleNode(Protocol):
 
 
 def make_console(node: ConsoleNode, target: PublicTarget, access: Access) -> web.Application:
-    feed = Feed(node.describe_all)
-    contents = {name: (files("meshllm.console") / "page" / name).read_bytes() for name in _FILES}
+    """The dashboard's application: the page and what it asks, and the API beside them for its chat."""
+    console = _Console(node)
+    routes = [
+        web.get("/", console.page),
+        web.get("/{file:" + "|".join(name.replace(".", r"\.") for name in _FILES) + "}", console.page),
+        web.get("/api/status", console.status),
+        web.get("/api/events", console.events),
+        web.post("/api/token", console.token),
+        web.post("/api/drop", console.drop),
+        web.get("/metrics", console.metrics),
+    ]
+    app = make_app(target, access, routes, public=("/", *(f"/{name}" for name in _FILES)))
+    app.cleanup_ctx.append(console.run_feed)
+    return app
 
-    async def run_feed(_app: web.Application) -> AsyncIterator[None]:
-        task = asyncio.create_task(feed.run(), name="console board")
+
+class _Console:
+    """One handler per route."""
+
+    def __init__(self, node: ConsoleNode) -> None:
+        self._node = node
+        self._feed = Feed(node.describe_all)
+        self._contents = {name: (files("meshllm.console") / "page" / name).read_bytes() for name in _FILES}
+
+    async def run_feed(self, _app: web.Application) -> AsyncIterator[None]:
+        """Keeps the feed running while the application serves."""
+        task = asyncio.create_task(self._feed.run(), name="console feed")
         yield
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
 
-    async def status(_request: web.Request) -> web.Response:
-        return web.json_response(body=orjson.dumps(await node.describe_all()))
+    async def page(self, request: web.Request) -> web.Response:
+        name = request.match_info.get("file") or "index.html"
+        content = self._contents[name]
+        return web.Response(body=content, content_type=_FILES[name], charset="utf-8", headers=_HEADERS)
 
-    async def events(request: web.Request) -> web.StreamResponse:
+    async def status(self, _request: web.Request) -> web.Response:
+        return web.json_response(body=orjson.dumps(await self._node.describe_all()))
+
+    async def events(self, request: web.Request) -> web.StreamResponse:
+        """The status as server-sent events: at once, and after each change."""
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
         await response.prepare(request)
+        feed = self._feed
         feed.viewers += 1
         try:
             snapshot = await feed.first()
@@ -77,47 +106,32 @@ def make_console(node: ConsoleNode, target: PublicTarget, access: Access) -> web
         finally:
             feed.viewers -= 1
 
-    async def token(request: web.Request) -> web.StreamResponse:
+    async def token(self, request: web.Request) -> web.StreamResponse:
         if refused := _guarded(request):
             return refused
         try:
-            return web.json_response({"token": node.make_token()})
+            return web.json_response({"token": self._node.make_token()})
         except MeshLlmError as error:
             return error_response(503, "unavailable_error", str(error))
 
-    async def drop(request: web.Request) -> web.StreamResponse:
+    async def drop(self, request: web.Request) -> web.StreamResponse:
         if refused := _guarded(request):
             return refused
         try:
             asked = orjson.loads(await request.read())
-            return web.json_response({"name": node.drop(str(asked["model"]), bool(asked["undo"]))})
+            return web.json_response({"name": self._node.drop(str(asked["model"]), bool(asked["undo"]))})
         except (orjson.JSONDecodeError, KeyError, TypeError):
-            return error_response(400, "invalid_request_error", 'the body is to be {"model": NAME, "undo": false}')
+            return error_response(400, "invalid_request_error", 'the body must be {"model": NAME, "undo": false}')
         except MeshLlmError as error:
             return error_response(404, "not_found_error", str(error))
 
-    async def metrics(_request: web.Request) -> web.Response:
-        return web.Response(body=render(await node.describe_all()), content_type="text/plain", charset="utf-8")
-
-    async def page(request: web.Request) -> web.Response:
-        name = request.match_info.get("file") or "index.html"
-        return web.Response(body=contents[name], content_type=_FILES[name], charset="utf-8", headers=_HEADERS)
-
-    routes = [
-        web.get("/", page),
-        web.get("/{file:" + "|".join(name.replace(".", r"\.") for name in _FILES) + "}", page),
-        web.get("/api/status", status),
-        web.get("/api/events", events),
-        web.post("/api/token", token),
-        web.post("/api/drop", drop),
-        web.get("/metrics", metrics),
-    ]
-    app = make_app(target, access, routes, public=("/", *(f"/{name}" for name in _FILES)))
-    app.cleanup_ctx.append(run_feed)
-    return app
+    async def metrics(self, _request: web.Request) -> web.Response:
+        body = render(await self._node.describe_all())
+        return web.Response(body=body, content_type="text/plain", charset="utf-8")
 
 
 def _guarded(request: web.Request) -> web.Response | None:
+    """A refusal of a request without the guard header; None lets it pass."""
     if GUARD_HEADER not in request.headers:
-        return error_response(403, "permission_error", f"this needs the header {GUARD_HEADER}: 1")
+        return error_response(403, "permission_error", f"the header {GUARD_HEADER}: 1 is required")
     return None

@@ -1,4 +1,4 @@
-"""What all open dashboards show: one snapshot a second, made once however many look."""
+"""What all open dashboards show: at most one snapshot a second, made once for all viewers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _INTERVAL_S = 1.0
 
 
 class Feed:
-    """`describe` gives a record that JSON can be made of. `run` until cancelled; the rest meanwhile."""
+    """Snapshots, as JSON, of what `describe` returns, while `run` runs and `viewers` is above zero."""
 
     def __init__(self, describe: Callable[[], Awaitable[object]]) -> None:
         self._describe = describe
@@ -35,12 +35,12 @@ class Feed:
                 self._changed.notify_all()
 
     async def first(self) -> bytes:
-        """For a viewer that has just come."""
+        """A fresh snapshot, for a new viewer."""
         await self._look()
         return self.snapshot
 
     async def after(self, version: int, timeout_s: float) -> bool:
-        """Whether there is a newer snapshot than that, in this time."""
+        """Waits for a snapshot newer than `version`; False when none came within `timeout_s`."""
         try:
             async with asyncio.timeout(timeout_s), self._changed:
                 await self._changed.wait_for(lambda: self.version > version)

@@ -166,7 +166,7 @@ def test_the_picker_lights_nodes_and_chooses_for_the_chat(page: Page, mesh: dict
     expect(page.locator("#progress")).to_contain_text(
         f"loading is loading on {names[1]} ({names[2]} 25 %, {names[3]} 100 %)"
     )
-    expect(page.locator("#progress")).to_contain_text(f"{status['nodes'][1]['name']} gets coming: 40 %")
+    expect(page.locator("#progress")).to_contain_text(f"{status['nodes'][1]['name']} is downloading coming: 40 %")
     page.get_by_label("other").check()
     expect(page.locator("#bar li.lit")).to_have_count(1)
     expect(page.locator("#bar li.lit")).to_contain_text("second")
@@ -293,7 +293,7 @@ def test_console_options(model: Path) -> None:
     with MeshLlm("--model", str(model), "--console", "0", "--console-host", "0.0.0.0") as node:
         assert node.wait() == 2 and "needs --api-key" in node.output()
     with MeshLlm("--model", str(model), "--api-key", "k", "--console", str(free_port())) as node:
-        base = node.wait_output("the console is at ").split("the console is at ")[1].split()[0]
+        base = node.wait_output("the dashboard is at ").split("the dashboard is at ")[1].split()[0]
         api = Api(base)
         assert api.status_of("/api/status")[0] == 401 and api.status_of("/metrics")[0] == 401
 

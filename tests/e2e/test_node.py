@@ -154,4 +154,4 @@ def test_status_without_a_node() -> None:
     result = subprocess.run(
         [MESH_LLM, "status", "--port", str(free_port())], capture_output=True, text=True, check=False
     )
-    assert result.returncode == 2 and "no node of yours runs with API port" in result.stderr
+    assert result.returncode == 2 and "none of your nodes has its API on port" in result.stderr

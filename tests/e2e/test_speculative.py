@@ -87,4 +87,4 @@ def test_a_draft_that_there_is_not(model: Path) -> None:
     with MeshLlm("--model", str(model), "--draft", "nothing-of-the-kind", *ENGINE_ARGS) as node:
         assert node.wait() == 2 and "there is no model 'nothing-of-the-kind'" in node.output().splitlines()[-1]
     with MeshLlm("--model", str(model), "--draft", "ngram", "--no-draft", *ENGINE_ARGS) as node:
-        assert node.wait() == 2 and "exclude each other" in node.output()
+        assert node.wait() == 2 and "--draft and --no-draft cannot be combined" in node.output()

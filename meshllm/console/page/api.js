@@ -1,4 +1,4 @@
-// Requests to the node: with the key when it wants one, and with the guard where something is to change.
+// Requests to the node, with the API key if there is one, and with the guard header for changes.
 const GUARD = "X-Mesh-LLM-Console";
 let key = sessionStorage.getItem("key") || "";
 
@@ -17,7 +17,7 @@ export async function request(path, options = {}) {
   try {
     text = (await response.json()).error.message;
   } catch {
-    // no JSON: the status has to do
+    // The body is not JSON: show the status code.
   }
   throw new Error(text);
 }

@@ -1,4 +1,4 @@
-// State comes by server-sent events; everything is drawn from the newest one.
+// The status arrives as server-sent events; the page is drawn from the latest one.
 import { events, request, useKey } from "./api.js";
 import { startChat } from "./chat.js";
 import { draw } from "./view.js";
@@ -6,7 +6,7 @@ import { draw } from "./view.js";
 let chosen = "";
 let status = null;
 
-function say(text, kind) {
+function showState(text, kind) {
   const state = document.getElementById("state");
   if (state.textContent !== text) state.textContent = text;
   state.className = kind;
@@ -20,7 +20,7 @@ function redraw() {
     chosen = name;
     redraw();
   });
-  say(served.length ? "ready" : status.reason, served.length ? "good" : "bad");
+  showState(served.length ? "ready" : status.reason, served.length ? "good" : "bad");
 }
 
 async function follow() {
@@ -30,9 +30,9 @@ async function follow() {
         status = JSON.parse(data);
         redraw();
       }
-      say("the node has closed the connection", "bad");
+      showState("the node closed the connection", "bad");
     } catch (error) {
-      say(`no connection to the node: ${error.message}`, "bad");
+      showState(`no connection to the node: ${error.message}`, "bad");
     }
     await new Promise((resolve) => setTimeout(resolve, 1000));
   }

@@ -1,4 +1,4 @@
-// The conversation: streamed, stoppable, and patient while the mesh elects another host.
+// The conversation: streamed, and stoppable. After a failure the user can send again.
 import { element, markdown } from "./markdown.js";
 import { events, request } from "./api.js";
 
@@ -38,7 +38,7 @@ async function answer(model, control) {
       if (low) log.scrollTop = log.scrollHeight;
     }
   } catch (error) {
-    if (!control.signal.aborted) turn("error", `${error.message || error} — send again to go on.`);
+    if (!control.signal.aborted) turn("error", `${error.message || error} – send again to retry.`);
   }
   if (text) messages.push({ role: "assistant", content: text });
   else shown.remove();

@@ -1,4 +1,4 @@
-// Markdown to elements, never to HTML text: what a model writes cannot become a tag.
+// Turns Markdown into elements, never into HTML text, so what a model writes cannot become a tag.
 
 export function element(tag, properties = {}, ...children) {
   const made = document.createElement(tag);

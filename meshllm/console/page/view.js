@@ -1,4 +1,4 @@
-// Draws the state of the mesh. All text is put in as text.
+// Draws the status of the mesh. All text is inserted as text, never as HTML.
 import { change } from "./api.js";
 import { element } from "./markdown.js";
 
@@ -11,7 +11,7 @@ const percent = (part) => `${Math.round(100 * part)} %`;
 const rates = [];
 let before = null;
 
-// The group of nodes that serves a model: {host, stages, shares} of the plan, with the host last.
+// The groups of nodes that serve a model: {host, stages, shares}, where the last share is the host's.
 function groupsOf(status, name) {
   return status.models.filter((model) => model.name === name).flatMap((model) => model.groups);
 }
@@ -54,7 +54,7 @@ function drawProgress(status) {
       lines.push(`${model.name}: waiting for memory, ${gb(model.need_bytes - model.have_bytes)} of ${gb(model.need_bytes)} missing`);
     for (const node of status.nodes) {
       const part = node.fetching[model.fingerprint];
-      if (part !== undefined) lines.push(`${node.name} gets ${model.name}: ${percent(part)}`);
+      if (part !== undefined) lines.push(`${node.name} is downloading ${model.name}: ${percent(part)}`);
     }
     for (const group of model.groups) {
       const host = status.nodes.find((node) => node.id === group.host);
@@ -65,7 +65,7 @@ function drawProgress(status) {
   byId("progress").replaceChildren(...lines.map((line) => element("span", {}, line, element("br"))));
 }
 
-// How much of its weights each stage has.
+// What part of its weights each stage has loaded.
 function loaded(status, group) {
   const engine = status.engines[group.host];
   if (!engine || engine.stage_loaded.length !== group.stages.length) return "";
@@ -104,13 +104,13 @@ function drawFacts(status, chosen) {
     const nodes = [...group.stages, group.host].map((id) => status.nodes.find((node) => node.id === id));
     const memory = nodes.reduce((sum, node) => sum + (node ? node.memory_bytes : 0), 0);
     const layers = engine ? [...engine.stage_layers, engine.host_layers] : [];
-    facts.push(["Model", `${chosen} (${gb(model.size_bytes)})`], ["Memory of its machines", gb(memory)]);
+    facts.push(["Model", `${chosen} (${gb(model.size_bytes)})`], ["Total memory", gb(memory)]);
     facts.push(["Layers", nodes.map((node, i) => `${node ? node.name : "?"} ${layers[i] ?? percent(group.shares[i])}`).join(", ")]);
     if (engine) {
       facts.push(["Context", `${engine.n_ctx} tokens`], ["Speed", engine.tokens_per_s ? `${engine.tokens_per_s} tokens/s` : "-"]);
-      const guess = engine.speculation;
-      const accepted = guess && guess.drafted ? `, ${percent(guess.accepted / guess.drafted)} accepted` : "";
-      facts.push(["Draft", guess ? `${guess.draft}${accepted}` : "none"]);
+      const speculation = engine.speculation;
+      const accepted = speculation && speculation.drafted ? `, ${percent(speculation.accepted / speculation.drafted)} accepted` : "";
+      facts.push(["Draft", speculation ? `${speculation.draft}${accepted}` : "none"]);
     }
   }
   facts.push(["API", `${location.hostname}:${status.api_port}/v1`]);
@@ -124,7 +124,7 @@ function svg(tag, properties, ...children) {
   return made;
 }
 
-// The way of a token: from the host through the stages and back.
+// The path of a token: from the host through the stages and back.
 function drawRing(status, chosen) {
   const group = groupsOf(status, chosen)[0];
   if (!group) return byId("ring").replaceChildren();
@@ -163,7 +163,7 @@ function drawChart(status) {
   if (rates.length > 60) rates.shift();
   const top = Math.max(10, ...rates);
   const points = rates.map((rate, i) => `${(i * 360) / 59},${80 - (70 * rate) / top}`).join(" ");
-  const label = `Tokens a second in the last minute: now ${(rates.at(-1) ?? 0).toFixed(0)}, at most ${top.toFixed(0)}`;
+  const label = `Tokens per second in the last minute: now ${(rates.at(-1) ?? 0).toFixed(0)}, scale to ${top.toFixed(0)}`;
   const picture = svg("svg", { viewBox: "0 0 360 96", width: 360, role: "img", "aria-label": label });
   const text = svg("text", { x: 0, y: 94 });
   text.textContent = label;
