@@ -205,10 +205,13 @@ def test_stage_without_the_model_gets_its_weights(hosts: Any, model: Path, other
 
 
 def test_second_family(hosts: Any, servers: dict[str, str], other_model: Path) -> None:
-    """Gemma 3: other operators, sliding windows, tied embeddings."""
+    """Gemma 3: other operators, sliding windows, tied embeddings.
+
+    Without repacked weights, which round differently and which a stage does not have.
+    """
     texts = []
     for stages in ([], ["--stage", servers["h2"], "--stage", servers["h3"]]):
-        with serve(hosts, other_model, *stages, engine_args=("--", "-c", "2048", "-t", "2")) as server:
+        with serve(hosts, other_model, *stages, engine_args=("--", "-c", "2048", "-t", "2", "--no-repack")) as server:
             server.ready()
             texts.append(api_of(hosts).complete("The history of Rome begins", 60)["content"])
     assert texts[0] == texts[1]
