@@ -80,7 +80,8 @@ def test_the_catalogs_pair_is_found_on_disk(model: Path, draft: Path, expected: 
 def test_repetition_is_guessed_without_a_draft_model(model: Path, expected: str) -> None:
     with MeshLlm("--model", str(model), "--draft", "ngram", *ENGINE_ARGS) as node:
         assert complete(node.ready())["content"] == expected
-        node.api.complete("one two three four five six seven eight nine ten. " * 8, 60)  # any processor goes on with it
+        numbers = "one two three four five six seven eight nine ten. "
+        node.api.complete(3 * numbers + "one two three four", 22)  # which continues alike on any processor
         assert speculation(node)["draft"] == "ngram" and speculation(node)["accepted"] > 0
 
 
