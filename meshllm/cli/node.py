@@ -9,6 +9,7 @@ import time
 
 import orjson
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from meshllm.api import Access, make_app, make_peer_app
 from meshllm.cli.agents import NO_KEY, OWN_KEY, launch_lines, snippets
@@ -156,7 +157,17 @@ async def _announce(node: Node, token: Token | None, local: _NodeWithApi, output
         output.emit(line)
 
 
+@web.middleware
+async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except MeshLlmError as error:
+        return web.json_response({"error": str(error)}, status=409)
+
+
 def _control_app(node: Node, local: _NodeWithApi) -> web.Application:
+    """What the commands on this machine ask, over the control socket."""
+
     async def status(_request: web.Request) -> web.Response:
         return web.json_response(body=orjson.dumps(await local.describe_all()))
 
@@ -164,26 +175,17 @@ def _control_app(node: Node, local: _NodeWithApi) -> web.Application:
         return web.Response(text="\n".join(describe(await local.describe_all())))
 
     async def token(request: web.Request) -> web.Response:
-        try:
-            return web.json_response({"token": node.make_token(float((await request.json())["expires_s"]))})
-        except MeshLlmError as error:
-            return web.json_response({"error": str(error)}, status=409)
+        return web.json_response({"token": node.make_token(float((await request.json())["expires_s"]))})
 
     async def revoke(request: web.Request) -> web.Response:
-        try:
-            node.revoke(decode((await request.json())["token"], 0))
-        except MeshLlmError as error:
-            return web.json_response({"error": str(error)}, status=409)
+        node.revoke(decode((await request.json())["token"], 0))
         return web.json_response({})
 
     async def drop(request: web.Request) -> web.Response:
         asked = await request.json()
-        try:
-            return web.json_response({"name": node.drop(asked["model"], asked["undo"])})
-        except MeshLlmError as error:
-            return web.json_response({"error": str(error)}, status=409)
+        return web.json_response({"name": node.drop(asked["model"], asked["undo"])})
 
-    app = web.Application()
+    app = web.Application(middlewares=[_errors_as_json])
     app.router.add_get("/status", status)
     app.router.add_get("/status.txt", status_text)
     app.router.add_post("/token", token)

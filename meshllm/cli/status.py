@@ -53,9 +53,11 @@ def describe(status: FullStatus) -> list[str]:
 
 
 def _describe_speculation(speculation: SpeculationStatus) -> str:
-    line = f"  draft {speculation.draft}, {speculation.n_max} tokens per step"
+    line = f"  draft {speculation.draft}, up to {speculation.n_max} tokens drafted per step"
     if drafted := speculation.drafted:
-        line += f": {speculation.accepted / drafted:.0%} accepted, {speculation.tokens_per_step} tokens gained per step"
+        line += (
+            f": {speculation.accepted / drafted:.0%} accepted, {speculation.tokens_per_step} tokens verified per step"
+        )
     return line
 
 

@@ -1,4 +1,4 @@
-"""Prometheus metrics of a node, from what it tells of itself."""
+"""Prometheus metrics of a node, made from its status."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from meshllm.node.status import MeshStatus
 
 
 def render(status: MeshStatus) -> bytes:
-    """In the text format."""
+    """The metrics in Prometheus' text format."""
     registry = CollectorRegistry()
     registry.register(_Status(status))
     return generate_latest(registry)
@@ -30,7 +30,7 @@ class _Status(Collector):
     def _peers(self) -> Iterable[Metric]:
         sent = CounterMetricFamily("mesh_llm_peer_sent_bytes", "Bytes sent to a peer", labels=["peer"])
         received = CounterMetricFamily("mesh_llm_peer_received_bytes", "Bytes received from a peer", labels=["peer"])
-        rtt = GaugeMetricFamily("mesh_llm_peer_rtt_seconds", "Round trip to a peer", labels=["peer"])
+        rtt = GaugeMetricFamily("mesh_llm_peer_rtt_seconds", "Round-trip time to a peer", labels=["peer"])
         alive = GaugeMetricFamily("mesh_llm_nodes", "Nodes of the mesh by state", labels=["state"])
         states: dict[str, int] = {}
         for node in self._status.nodes:
@@ -45,7 +45,7 @@ class _Status(Collector):
         for state, count in states.items():
             alive.add_metric([state], count)
         counts = self._status.counts
-        elections = CounterMetricFamily("mesh_llm_elections", "Times this node began to serve as another group's host")
+        elections = CounterMetricFamily("mesh_llm_elections", "Times this node became the host of another group")
         elections.add_metric([], counts.elections)
         failures = CounterMetricFamily("mesh_llm_peer_failures", "Times a peer was found dead")
         failures.add_metric([], counts.failures)
@@ -55,13 +55,13 @@ class _Status(Collector):
         engine = self._status.engine
         if not engine:
             return
-        tokens = CounterMetricFamily("mesh_llm_tokens", "Tokens by the engine here", labels=["kind"])
+        tokens = CounterMetricFamily("mesh_llm_tokens", "Tokens processed by this node's engine", labels=["kind"])
         tokens.add_metric(["prompt"], engine.tokens.prompt)
         tokens.add_metric(["generated"], engine.tokens.generated)
         restarts = CounterMetricFamily("mesh_llm_engine_restarts", "Restarts of llama-server")
         restarts.add_metric([], engine.restarts)
-        waits = CounterMetricFamily("mesh_llm_stage_blocking_waits", "Waits of the host for a stage", labels=["stage"])
-        waited = CounterMetricFamily("mesh_llm_stage_wait_seconds", "Time of those waits", labels=["stage"])
+        waits = CounterMetricFamily("mesh_llm_stage_blocking_waits", "Host waits for a stage", labels=["stage"])
+        waited = CounterMetricFamily("mesh_llm_stage_wait_seconds", "Time spent in those waits", labels=["stage"])
         for stage in engine.stages:
             if stage.counters:
                 waits.add_metric([stage.name], stage.counters.blocking_waits)
@@ -71,8 +71,8 @@ class _Status(Collector):
     def _requests(self) -> Iterable[Metric]:
         latencies = self._status.latencies
         for name, text, histogram in (
-            ("first_byte", "To the first byte of an answer", latencies.first_byte),
-            ("answer", "To the end of an answer", latencies.answer),
+            ("first_byte", "Time to the first byte of a response", latencies.first_byte),
+            ("answer", "Time to the end of a response", latencies.answer),
         ):
             family = HistogramMetricFamily(f"mesh_llm_request_{name}_seconds", text)
             buckets = [(str(bound), count) for bound, count in histogram.buckets]

@@ -99,7 +99,7 @@ def test_tokens_end_and_are_revoked(seed: MeshLlm) -> None:
     brief = invite(seed, "--expires", "1s")
     eventually(lambda: time.time() > decode(brief, 0).ticket.expires)
     assert "the token has expired" in refused("--client", "--join", brief)
-    assert "write a number and s, m, h or d" in seed.command("token", "--expires", "soon").stderr
+    assert "expected a number followed by s, m, h or d" in seed.command("token", "--expires", "soon").stderr
     refused("--client", "--join", taken_back)
     assert seed.output().count(": the token was revoked") == 1  # logged once, however often
 
@@ -146,7 +146,7 @@ def test_identity_in_use_or_broken(seed: MeshLlm, model: Path, tmp_path: Path) -
 
 def test_options_that_exclude_each_other(model: Path) -> None:
     assert "--client needs --join" in refused("--client")
-    assert "goes without a mesh" in refused("--stage", "127.0.0.1:1", "--split")
+    assert "works without a mesh" in refused("--stage", "127.0.0.1:1", "--split")
     assert "this machine has no device GPU9" in refused("--model", str(model), "--device", "GPU9")
 
 

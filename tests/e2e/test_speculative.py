@@ -45,7 +45,9 @@ def test_a_draft_that_is_named(model: Path, draft: Path, expected: str) -> None:
         told = speculation(node)
         assert told["draft"] == "draft-Q4_1" and told["n_max"] == 4
         assert 0 < told["accepted"] < told["drafted"] and 1.5 < told["tokens_per_step"] <= 5
-        assert re.search(r"draft draft-Q4_1, .*: \d+% accepted, \d\.\d+ tokens a step", node.command("status").stdout)
+        assert re.search(
+            r"draft draft-Q4_1, .*: \d+% accepted, \d\.\d+ tokens verified per step", node.command("status").stdout
+        )
 
 
 def test_a_draft_over_a_split_model_stays_on_the_host(model: Path, draft: Path, expected: str) -> None:
