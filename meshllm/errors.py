@@ -1,21 +1,22 @@
 """What can go wrong, in one tree. Every message is one line that says what is wrong and what to do.
 
 MeshLlmError
-├── TransportError    a peer cannot be reached, or went away
-├── ProtocolError     a peer speaks another language, or breaks ours
-├── GgufError         a model file is missing, broken or not a model
-├── ModelError        a model's name fits nothing
-├── IdentityError     this node's key cannot be used
-├── TokenError        an invite token is not valid
-├── MeshError         the mesh cannot be joined, or does not admit us
-└── EngineError       llama-server is missing, or cannot run this model here
+├── TransportError          a peer cannot be reached, or went away
+├── ProtocolError           a peer breaks the protocol, or speaks another version of it
+├── GgufError               a model file is missing, broken or not a model
+├── ModelError              a model cannot be found or fetched
+│   └── NotOnDiskError      no file on this machine matches the name
+├── IdentityError           this node's key cannot be used
+├── TokenError              an invite token is not valid
+├── MeshError               the mesh cannot be joined, or refuses this node
+├── EngineError             llama-server is missing, or cannot run this model here
+├── UnknownModelError       a request names a model that is not served; the message lists those that are
+└── NotJsonError            the body of a request is not JSON
 """
 
 
 class MeshLlmError(Exception):
-    """The command ends with `exit_code` after printing the message."""
-
-    exit_code = 2
+    """The command prints the message and exits with status 2."""
 
 
 class TransportError(MeshLlmError):
@@ -34,6 +35,10 @@ class ModelError(MeshLlmError):
     pass
 
 
+class NotOnDiskError(ModelError):
+    pass
+
+
 class IdentityError(MeshLlmError):
     pass
 
@@ -47,4 +52,12 @@ class MeshError(MeshLlmError):
 
 
 class EngineError(MeshLlmError):
+    pass
+
+
+class UnknownModelError(MeshLlmError):
+    pass
+
+
+class NotJsonError(MeshLlmError):
     pass

@@ -2,7 +2,7 @@
 
 from meshllm.api.access import Access
 from meshllm.api.proxy import make_app, make_peer_app
-from meshllm.api.routing import RequestInfo, UnknownModelError
+from meshllm.api.routing import RequestInfo
 from meshllm.api.target import PublicTarget, Served, Upstream
 
 __all__ = [
@@ -10,7 +10,6 @@ __all__ = [
     "PublicTarget",
     "RequestInfo",
     "Served",
-    "UnknownModelError",
     "Upstream",
     "make_app",
     "make_peer_app",

@@ -16,8 +16,9 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from meshllm.api.access import KEY_HEADERS, Access, add_cors, middleware
 from meshllm.api.errors import error_response
 from meshllm.api.latencies import Latencies
-from meshllm.api.routing import NotJsonError, RequestInfo, UnknownModelError, read_request_info
+from meshllm.api.routing import RequestInfo, read_request_info
 from meshllm.api.target import PeerTarget, PublicTarget, Served, Target, Upstream
+from meshllm.errors import NotJsonError, UnknownModelError
 
 HOLD_S = 60.0  # how long a request waits for an engine that is loading
 MAX_BODY_BYTES = 64 << 20  # images come inside

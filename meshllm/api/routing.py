@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from meshllm.errors import MeshLlmError
+from meshllm.errors import NotJsonError, UnknownModelError
 from meshllm.models.names import matching
 
 _BLOCK_BYTES = 512  # of a conversation, some hundred tokens: what is shorter is not worth a longer queue
@@ -19,14 +19,6 @@ _MAX_REMEMBERED = 1 << 14
 _WORTH_WAITING = 2  # requests more than at the least loaded server, for a cached beginning
 _FAILED = 1000  # requests that a server which has failed seems to have
 _REPORT_S = 10.0  # what a server said of its load counts for so long
-
-
-class NotJsonError(MeshLlmError):
-    pass
-
-
-class UnknownModelError(MeshLlmError):
-    """The message names those that are served."""
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ def decode_announcement(value: object) -> Announcement:
     try:
         return _decode(value)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ProtocolError(f"an announcement that is none: {error!r}") from None
+        raise ProtocolError(f"malformed announcement: {error!r}") from None
 
 
 def _decode(value: Any) -> Announcement:
@@ -139,38 +139,38 @@ def _decode(value: Any) -> Announcement:
 
 def _list(value: Any, item: Callable[[Any], _T], limit: int) -> tuple[_T, ...]:
     if not isinstance(value, list) or len(value) > limit:
-        raise ValueError("no list, or too long")
+        raise ValueError("not a list, or too long")
     return tuple(item(v) for v in value)
 
 
 def _text(value: Any) -> str:
     """Shown to people: nothing that moves a terminal's cursor."""
     if not isinstance(value, str) or len(value) > MAX_NAME:
-        raise ValueError("no text, or too long")
+        raise ValueError("not a text, or too long")
     return "".join(c if c.isprintable() else "?" for c in value)
 
 
 def _number(value: Any, low: int, high: int) -> int:
     if type(value) is not int or not low <= value <= high:
-        raise ValueError("no number in its range")
+        raise ValueError("not an integer, or out of range")
     return value
 
 
 def _non_negative(value: Any) -> float:
     if type(value) not in (int, float) or not 0 <= value <= 1e12:
-        raise ValueError("no share")
+        raise ValueError("not a number, or negative")
     return float(value)
 
 
 def _flag(value: Any) -> bool:
     if type(value) is not bool:
-        raise ValueError("no flag")
+        raise ValueError("not a boolean")
     return value
 
 
 def _matching(pattern: re.Pattern[str], value: Any) -> str:
     if not isinstance(value, str) or not pattern.fullmatch(value):
-        raise ValueError("no id")
+        raise ValueError("not an id")
     return value
 
 
@@ -184,7 +184,7 @@ def _serial(value: Any) -> str:
 
 def _address(value: Any) -> str:
     if not isinstance(value, str) or not split_address(value):
-        raise ValueError("no address")
+        raise ValueError("not an address")
     return value
 
 
@@ -203,5 +203,5 @@ def _serving(value: Any) -> Serving:
 def _table(value: Any, item: Callable[[Any], _T]) -> dict[str, _T]:
     """By node ids or fingerprints."""
     if not isinstance(value, dict) or len(value) > MAX_PEERS:
-        raise ValueError("no table")
+        raise ValueError("not a table, or too large")
     return {_node(k): item(v) for k, v in value.items()}

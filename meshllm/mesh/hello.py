@@ -103,7 +103,7 @@ def welcome(credentials: Credentials, reply: bytes, peer_id: str) -> Welcome:
         raise MeshError(error[:200])
     boot, observed, secret = fields.get("boot"), fields.get("observed"), fields.get("secret")
     if not isinstance(boot, str) or not isinstance(observed, str):
-        raise ProtocolError("an answer to the hello that is none")
+        raise ProtocolError("malformed answer to the hello")
     if credentials.secret is not None:
         if not credentials.proves(fields.get("proof"), peer_id):
             raise MeshError("the other side is no member of this mesh")
@@ -130,5 +130,5 @@ def _fields(message: bytes) -> dict[str, Any]:
     except ValueError:
         fields = None
     if not isinstance(fields, dict):
-        raise ProtocolError("a hello that is none")
+        raise ProtocolError("malformed hello")
     return fields

@@ -231,7 +231,7 @@ class Membership:
             if not isinstance(kind, str) or not isinstance(news, list) or type(sequence) is not int:
                 raise ValueError("kind, news or sequence")
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise ProtocolError("a gossip message that is none") from None
+            raise ProtocolError("malformed gossip message") from None
         for update in news:
             self._merge(update, sender)
         handler = _HANDLERS.get(kind)
@@ -264,7 +264,7 @@ class Membership:
     def _on_digest(self, sender: str, _sequence: int, fields: dict[str, Any]) -> None:
         digest = fields.get("d")
         if not isinstance(digest, dict):
-            raise ProtocolError("a digest that is none")
+            raise ProtocolError("malformed digest")
         about_me = _rank(digest.get(self.me.node_id))
         if about_me > (self.me.version, 0):
             self._refute(about_me[0])
@@ -280,7 +280,7 @@ class Membership:
     def _on_want(self, sender: str, _sequence: int, fields: dict[str, Any]) -> None:
         ids = fields.get("ids")
         if not isinstance(ids, list):
-            raise ProtocolError("a request that is none")
+            raise ProtocolError("malformed request for updates")
         self._send_updates(
             sender, [i for i in ids if isinstance(i, str) and (i == self.me.node_id or i in self._members)]
         )
@@ -293,7 +293,7 @@ class Membership:
             announcement = decode_announcement(update["a"])
             accusers = [a for a in update["by"] if isinstance(a, str) and len(a) == 64][:8]
         except (ValueError, KeyError, TypeError):
-            raise ProtocolError("an update that is none") from None
+            raise ProtocolError("malformed update") from None
         node_id, version = announcement.node_id, announcement.version
         if node_id == self.me.node_id:
             if (version, state is not State.ALIVE) > (self.me.version, False):

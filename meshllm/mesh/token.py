@@ -123,7 +123,7 @@ def _checked(fields: dict[str, object]) -> Token:
     if not isinstance(addresses, list) or not 0 < len(addresses) <= MAX_ADDRESSES:
         raise TokenError("the token names no address; ask for a new one")
     if not all(isinstance(a, str) and split_address(a) for a in addresses):
-        raise TokenError("the token names an address that is none; ask for a new one")
+        raise TokenError("the token contains a malformed address; ask for a new one")
     if type(expires) is not int or expires < 0:
         raise TokenError("the token is damaged (expires); copy the whole line again")
     ticket = Ticket(text("serial", _HEX_32), expires, text("mac", _HEX_64))

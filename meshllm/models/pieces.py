@@ -68,7 +68,7 @@ def decode_layout(value: object, size_bytes: int) -> Layout:
     try:
         files = tuple((str(name), size) for name, size in value)  # type: ignore[attr-defined]
     except (TypeError, ValueError):
-        raise ProtocolError("a list of files that is none") from None
+        raise ProtocolError("malformed list of files") from None
     good = all(_FILE_NAME.fullmatch(name) and type(size) is int and size > 0 for name, size in files)
     if not good or len({name for name, _ in files}) != len(files) or sum(size for _, size in files) != size_bytes:
         raise ProtocolError("a list of files that does not fit the model")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from meshllm import rpc
-from meshllm.errors import GgufError, ModelError
+from meshllm.errors import GgufError, ModelError, NotOnDiskError
 from meshllm.models.catalog import CATALOG
 from meshllm.models.folders import PART, default_file, find_models
 from meshllm.models.names import base_of, entry_of, matching, nearest
@@ -29,10 +29,6 @@ class Model:
 
     def fingerprint(self) -> bytes:
         return rpc.fingerprint(self.files)
-
-
-class NotOnDiskError(ModelError):
-    """No file here fits the name."""
 
 
 def resolve(wanted: str | None) -> Model:

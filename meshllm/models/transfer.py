@@ -137,7 +137,7 @@ class _Peer:
                 raise ProtocolError(f"the peer says: {str(head['error'])[:200]}")
             return head
         except (ValueError, TypeError):
-            raise ProtocolError("an answer that is none") from None
+            raise ProtocolError("malformed answer") from None
 
     async def _body(self, head: Any, number: int) -> bytes:
         size = head.get("size")

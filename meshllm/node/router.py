@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 
-from meshllm.api import RequestInfo, Served, UnknownModelError, Upstream
+from meshllm.api import RequestInfo, Served, Upstream
 from meshllm.api.latencies import Latencies
 from meshllm.api.proxy import ENGINE_PATH, MODEL_HEADER
 from meshllm.api.routing import Affinity, Candidate, Loads, find_model
-from meshllm.errors import ProtocolError
+from meshllm.errors import ProtocolError, UnknownModelError
 from meshllm.mesh.announcement import ModelInfo
 from meshllm.mesh.engine_status import MAX_ENGINE_BYTES, EngineStatus, EngineSummary, decode_engine, summarize
 from meshllm.mesh.groups import Placement, StageStatus

@@ -21,12 +21,12 @@ from meshllm.engine import (
     make_launch_spec,
 )
 from meshllm.engine.launch import StageAddress
-from meshllm.errors import EngineError, MeshLlmError
+from meshllm.errors import EngineError, MeshLlmError, NotOnDiskError
 from meshllm.mesh.announcement import ModelInfo
 from meshllm.mesh.groups import Group
 from meshllm.mesh.mesh import Mesh
 from meshllm.models.download import can_be_had
-from meshllm.models.store import Model, NotOnDiskError, Store, resolve
+from meshllm.models.store import Model, Store, resolve
 from meshllm.models.transfer import Sharing
 from meshllm.node.drafts import Drafting
 from meshllm.node.files import ModelFiles, model_info, model_infos

@@ -25,8 +25,6 @@ _RAW = serialization.Encoding.Raw, serialization.PublicFormat.Raw
 _VALID_FROM = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
 _VALID_TO = datetime.datetime(2120, 1, 1, tzinfo=datetime.UTC)
 
-NODE_ID_CHARS = 64  # 32 bytes in hexadecimal
-
 
 @dataclass(frozen=True)
 class Identity:

@@ -9,16 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshllm.api.access import Access
-from meshllm.api.routing import (
-    Affinity,
-    Candidate,
-    Loads,
-    NotJsonError,
-    RequestInfo,
-    UnknownModelError,
-    find_model,
-    read_request_info,
-)
+from meshllm.api.routing import Affinity, Candidate, Loads, RequestInfo, find_model, read_request_info
+from meshllm.errors import NotJsonError, UnknownModelError
 
 SERVED = [("Qwen2.5-32B-Instruct-Q4_K_M", "a"), ("SmolLM2-135M-Instruct.Q4_1", "b")]
 

@@ -60,7 +60,7 @@ def altered(**changes: object) -> str:
         (altered(v=2), "of version 2"),
         (encode(replace(TOKEN, ticket=make_ticket(SECRET, MESH, "12" * 16, expires=100))), "has expired"),
         (encode(replace(TOKEN, addresses=())), "names no address"),
-        (encode(replace(TOKEN, addresses=("/etc/passwd",))), "address that is none"),
+        (encode(replace(TOKEN, addresses=("/etc/passwd",))), "malformed address"),
     ],
 )
 def test_bad_tokens_get_a_clear_line(text: str, message: str) -> None:
