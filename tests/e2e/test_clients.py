@@ -21,7 +21,7 @@ from support.processes import BIN, MeshLlm, eventually
 
 NAME = "SmolLM2-135M-Instruct.Q4_1"
 TEMPLATE = Path(__file__).parents[1] / "support" / "tools.jinja"  # the model's own knows no tools
-ENGINE_ARGS = ("--", "-c", "16384", "-np", "32", "-t", "2", "--embeddings", "--pooling", "mean")
+ENGINE_ARGS: tuple[str, ...] = ("--", "-c", "16384", "-np", "32", "-t", "2", "--embeddings", "--pooling", "mean")
 ENGINE_ARGS += ("--chat-template-file", str(TEMPLATE))
 TOOL = {
     "type": "function",
@@ -84,7 +84,7 @@ def test_openai_tools_and_schema(client: openai.OpenAI) -> None:
     tools: Any = [TOOL]
     made: list[tuple[str, Any]] = []
     for town in ("Rome", "Madrid", "Vienna", "London", "Lisbon", "Athens"):  # one of them gets a call, on any processor
-        question = {"role": "user", "content": f"How is the weather in {town}?"}
+        question: Any = {"role": "user", "content": f"How is the weather in {town}?"}
         answer = client.chat.completions.create(
             model="smollm2",
             messages=[*messages, question],
@@ -96,7 +96,7 @@ def test_openai_tools_and_schema(client: openai.OpenAI) -> None:
         made += [(town, call) for call in answer.choices[0].message.tool_calls or []]
     assert made and all(call.type == "function" and call.function.name == "weather" for _, call in made)
     assert {"town": made[0][0]} in [json.loads(call.function.arguments) for _, call in made]
-    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    schema: Any = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
     answer = client.chat.completions.create(
         model="smollm2",
         messages=[{"role": "user", "content": "A number?"}],

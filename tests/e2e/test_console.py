@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import aiohttp
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, ConsoleMessage, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Dialog, Page, Route, expect, sync_playwright
 from support.processes import Api, MeshLlm, eventually, free_port
 
 T = TypeVar("T")
@@ -73,9 +73,14 @@ def page(browser: Browser, mesh: dict[str, Any]) -> Iterator[Page]:
     context.grant_permissions(["clipboard-read", "clipboard-write"], origin=mesh["url"])
     page = context.new_page()
     wrong: list[str] = []
+
+    def dismissed(dialog: Dialog) -> None:
+        wrong.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
+
     page.on("console", lambda message: wrong.append(message.text) if is_wrong(message) else None)
     page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("dialog", lambda dialog: (wrong.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+    page.on("dialog", dismissed)
     page.on("request", lambda r: wrong.append(r.url) if not r.url.startswith((mesh["url"], "data:")) else None)
     page.goto(mesh["url"])
     expect(page.locator("#state")).to_have_text("ready", timeout=20_000)

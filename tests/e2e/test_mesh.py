@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ def test_three_hosts_come_and_go(model: Path, expected: str, tmp_path: Path) -> 
         times = {"three hosts serve": served_again(mesh, "h1", "h2", "h3")}
         apis = [mesh.api(host) for host in ("h1", "h2", "h3")]
         assert [ask(api) for api in apis] == [expected] * 3
-        assert in_parallel([lambda api=api: ask(api) for api in apis]) == [expected] * 3  # from all ends at once
+        assert in_parallel([partial(ask, api) for api in apis]) == [expected] * 3  # from all ends at once
 
         status = mesh.status("h1")
         counters = [stage["counters"] for stage in status["engine"]["stages"]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def answers(api: Api) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for n, prompt in PROMPTS.items():
         out[f"prompt {n}"] = api.complete(prompt, N_PREDICT, n_probs=1)
-    four = in_parallel([lambda i=i: api.complete(f"{WORDS} Number {i}.", N_PREDICT, n_probs=1) for i in range(4)])
+    four = in_parallel([partial(api.complete, f"{WORDS} Number {i}.", N_PREDICT, n_probs=1) for i in range(4)])
     return out | {f"at once {i}": answer for i, answer in enumerate(four)}
 
 
@@ -146,9 +147,9 @@ def test_changing_batches_send_each_graph_once(hosts: Any, servers: dict[str, st
         api = api_of(hosts)
 
         def round_of_four() -> None:
-            in_parallel([lambda n=n: api.complete("Hello there", n) for n in (10, 20, 30, 40)])
+            in_parallel([partial(api.complete, "Hello there", n) for n in (10, 20, 30, 40)])
 
-        totals = []
+        totals: list[tuple[int, int]] = []
         while len(totals) < 100 and (not totals or totals[-1][0] > 0):
             before = api.engine_status()
             round_of_four()

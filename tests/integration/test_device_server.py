@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,10 @@ def server(model: Path) -> Iterator[rpc.DeviceServer]:
     running.stop()
 
 
+def ended_or_healthy(process: Process, api: Api) -> bool:
+    return process.popen.poll() is not None or api.healthy()
+
+
 def test_stock_llama_server_uses_our_device_server(server: rpc.DeviceServer, model: Path) -> None:
     port = free_port()
     plain = [str(ENGINE / "llama-server"), "-m", str(model), "--port", str(port), "-c", "512", "-t", "2"]
@@ -37,7 +42,7 @@ def test_stock_llama_server_uses_our_device_server(server: rpc.DeviceServer, mod
     for argv in (plain, remote):
         with Process(argv) as process:
             api = Api(f"http://127.0.0.1:{port}")
-            eventually(lambda api=api, p=process: p.popen.poll() is not None or api.healthy(), 60, "healthy")
+            eventually(partial(ended_or_healthy, process, api), 60, "healthy")
             texts.append(api.complete("The history of Rome", 40)["content"])
     assert texts[0] == texts[1]
     assert server.counters()["graphs_computed"] > 40

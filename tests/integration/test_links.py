@@ -311,7 +311,8 @@ def test_garbage_has_no_effect_on_the_mesh() -> None:
                 head = rng.choice([b"\xc3\x00\x00\x00\x01\x08", b"\x43", b"", b"\xff\x00\x00\x00\x00"])
                 sender.sendto(head + rng.randbytes(rng.choice([0, 20, 1200, 1300])), ("127.0.0.1", seed.mesh.port))
         assert await echoed(await other.mesh.open(seed.id, StreamKind.RPC), b"still") == b"still"
-        waiting = {link for link in seed.mesh._endpoint._links.values() if not link.handshaken.done()}
+        endpoint: Any = seed.mesh._endpoint
+        waiting = {link for link in endpoint._links.values() if not link.handshaken.done()}
         assert len(waiting) <= 64
         assert not seed.log
 

@@ -11,14 +11,16 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from typing import IO, Any
 
 import pytest
 import uvloop
-from aioquic.asyncio import QuicConnectionProtocol, connect, serve
+from aioquic.asyncio.client import connect
+from aioquic.asyncio.protocol import QuicConnectionProtocol
+from aioquic.asyncio.server import serve
 from aioquic.quic.configuration import QuicConfiguration
 from support import lab as netlab
 from support.relay import Relay
@@ -91,6 +93,7 @@ async def relay_to(stack: AsyncExitStack, port: int, loss: float = LOSS) -> Rela
 # --- the other implementations ---
 
 Exchange = Callable[[bytes], Awaitable[bytes]]
+Write = Callable[[bytes], Coroutine[Any, Any, None]]
 
 
 async def moved(exchange: Exchange, *events: Callable[[], Awaitable[None]]) -> None:
@@ -103,7 +106,9 @@ async def moved(exchange: Exchange, *events: Callable[[], Awaitable[None]]) -> N
         assert hashlib.sha256(await exchange(piece)).digest() == hashlib.sha256(piece).digest()
 
 
-def exchange_over(read: Callable[[int], Awaitable[bytes]], write: Callable[[bytes], Awaitable[None]]) -> Exchange:
+def exchange_over(
+    read: Callable[[int], Awaitable[bytes]], write: Callable[[bytes], Coroutine[Any, Any, None]]
+) -> Exchange:
     async def exchange(piece: bytes) -> bytes:
         writing = asyncio.create_task(write(piece))
         parts, size = [], 0
@@ -193,7 +198,8 @@ def test_stock_aioquic_is_dialled() -> None:
         )
         stack.callback(server.close)
         stack.push_async_callback(cancelled, tasks)
-        port = server._transport.get_extra_info("sockname")[1]  # type: ignore[attr-defined]
+        assert server._transport
+        port = server._transport.get_extra_info("sockname")[1]
         client = await started(stack)
         relay = await relay_to(stack, port)
         link = await client.endpoint.dial(join_address(*relay.address), None, 10)

@@ -46,7 +46,7 @@ class World:
         """Starts a mesh and returns its token."""
         node = self.start(host, "--bind-port", str(BIND_PORT), *args, **options)
         output = node.wait_output("--join ")
-        return re.findall(r"--join (\S+)", output)[-1]
+        return str(re.findall(r"--join (\S+)", output)[-1])
 
     def stop(self, host: str, number: int) -> None:
         node = self.nodes.pop(host)

@@ -24,7 +24,8 @@ def test_a_change_between_look_and_wait_is_not_missed() -> None:
 
 def test_everybody_who_waits_is_woken_once_for_each_change() -> None:
     async def main() -> None:
-        changes, woken = Changes(), []
+        changes = Changes()
+        woken: list[str] = []
 
         async def waiter(name: str) -> None:
             seen = changes.version

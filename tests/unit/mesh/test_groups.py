@@ -114,7 +114,7 @@ def meshes(draw: st.DrawFn) -> dict[str, Announcement]:
     nodes = []
     for i in range(draw(st.integers(1, 7))):
         rtts = {k: draw(st.sampled_from([1.0, 20.0, 79.0, 90.0])) for k in range(i) if draw(st.integers(0, 4))}
-        serving = ()
+        serving: tuple[Serving, ...] = ()
         if draw(st.integers(0, 3)) == 0:
             stages = tuple(node_id(k) for k in draw(st.sets(st.integers(0, 6), max_size=3)) if k != i)
             serving = (Serving(BIG.fingerprint, stages, True),)

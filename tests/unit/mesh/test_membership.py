@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from meshllm.errors import ProtocolError
 from meshllm.mesh.announcement import Announcement, Role
-from meshllm.mesh.membership import Membership, State
+from meshllm.mesh.membership import Member, Membership, State
 
 
 def node_id(i: int) -> str:
@@ -103,9 +103,7 @@ class World:
         return all(len(n.members()) >= len(living) - 1 and n.present().keys() == living for n in self.nodes.values())
 
 
-def _met(announcement: Announcement):  # type: ignore[no-untyped-def]
-    from meshllm.mesh.membership import Member
-
+def _met(announcement: Announcement) -> Member:
     return Member(announcement, State.ALIVE, 0.0)
 
 
@@ -266,15 +264,16 @@ def test_hostile_fields_are_refused_or_harmless(kind: str, news: list[object], r
     assert set(node.present()) == {node_id(1), node_id(2)}
 
 
+KINDS: list[tuple[str, str, dict[str, object]]] = [
+    ("ping", "alive", {}),
+    ("ack", "suspect", {"target": node_id(3)}),
+    ("ping_req", "dead", {"target": node_id(2)}),
+    ("digest", "left", {"d": {node_id(1): [9, "dead"], node_id(5): [2, "alive"]}}),
+    ("want", "alive", {"ids": [node_id(1), node_id(2)]}),
+]
 MESSAGES = [
-    {"t": kind, "q": 3, "n": [{"s": state, "a": Announcement(node_id(3), 7).encode(), "by": [node_id(4)]}]} | rest
-    for kind, state, rest in [
-        ("ping", "alive", {}),
-        ("ack", "suspect", {"target": node_id(3)}),
-        ("ping_req", "dead", {"target": node_id(2)}),
-        ("digest", "left", {"d": {node_id(1): [9, "dead"], node_id(5): [2, "alive"]}}),
-        ("want", "alive", {"ids": [node_id(1), node_id(2)]}),
-    ]
+    {"t": kind, "q": 3, "n": [{"s": state, "a": Announcement(node_id(3), 7).encode(), "by": [node_id(4)]}], **rest}
+    for kind, state, rest in KINDS
 ]
 
 

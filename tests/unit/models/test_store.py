@@ -10,7 +10,6 @@ from support.processes import smollm2
 
 from meshllm.errors import GgufError, ModelError
 from meshllm.models.folders import find_models
-from meshllm.models.names import matching
 from meshllm.models.store import resolve
 
 DEFAULT_MODEL = "SmolLM2-135M-Instruct.Q4_1"
@@ -21,21 +20,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MESH_LLM_MODELS", str(tmp_path))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / ".hub"))
     return tmp_path
-
-
-@pytest.mark.parametrize(
-    ("wanted", "name", "fits"),
-    [
-        ("qwen2.5-7b-instruct", "Qwen2.5-7B-Instruct-Q4_K_M", True),
-        ("Qwen2.5-7B-Instruct-Q4_K_M.gguf", "Qwen2.5-7B-Instruct-Q4_K_M", True),
-        ("SmolLM2-135M-Instruct", "SmolLM2-135M-Instruct.Q4_1", True),
-        ("hermes", "Hermes-3-IQ2_M", False),
-        ("Hermes-3", "Hermes-3-IQ2_M", True),
-        ("Qwen2.5", "Qwen2.5-7B-Instruct-Q4_K_M", False),
-    ],
-)
-def test_names_as_people_write_them(wanted: str, name: str, fits: bool) -> None:
-    assert matching(wanted, [name]) == ([name] if fits else [])
 
 
 def test_default_model_when_nothing_is_on_disk() -> None:

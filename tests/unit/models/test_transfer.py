@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,11 +15,11 @@ from support.processes import smollm2
 
 from meshllm.errors import MeshLlmError, ModelError, ProtocolError, TransportError
 from meshllm.mesh.announcement import ModelInfo
-from meshllm.models import pieces
-from meshllm.models import transfer as share
+from meshllm.models import pieces, transfer
 from meshllm.models.store import Model, load_model
 from meshllm.models.transfer import Fetch, Sharing
 from meshllm.paths import partial_folder
+from meshllm.quic.framing import read_framed, write_framed
 
 
 class Pipe:
@@ -61,6 +62,9 @@ class Pipe:
 
     def abort(self) -> None:
         self.broken = self.other.broken = True
+
+    async def splice(self, sock: socket.socket) -> None:
+        raise NotImplementedError
 
 
 class Peers:
@@ -114,9 +118,9 @@ class Peers:
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setattr(pieces, "PIECE_BYTES", 1 << 20)
-    monkeypatch.setattr(share, "PIECE_BYTES", 1 << 20)
-    monkeypatch.setattr(share, "_RETRY_S", 0.05)
-    monkeypatch.setattr(share, "_GIVE_UP_S", 1.0)
+    monkeypatch.setattr(transfer, "PIECE_BYTES", 1 << 20)
+    monkeypatch.setattr(transfer, "_RETRY_S", 0.05)
+    monkeypatch.setattr(transfer, "_GIVE_UP_S", 1.0)
     monkeypatch.setenv("MESH_LLM_MODELS", str(tmp_path / "models"))
     yield
 
@@ -249,8 +253,8 @@ def test_a_hostile_question_gets_an_error(parts: Model, question: bytes) -> None
     async def ask() -> bytes | None:
         peers = Peers(parts)
         stream = await peers.open("x")
-        await share.write_framed(stream, question.replace(b"%s", parts.fingerprint().hex().encode()))
-        answer = await share.read_framed(stream, 1 << 16)
+        await write_framed(stream, question.replace(b"%s", parts.fingerprint().hex().encode()))
+        answer = await read_framed(stream, 1 << 16)
         stream.finish()
         await asyncio.gather(*peers._tasks)
         return answer

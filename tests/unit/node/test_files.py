@@ -57,7 +57,8 @@ async def fetched(monkeypatch: pytest.MonkeyPatch, fail: Callable[[], None]) -> 
     monkeypatch.setattr(module, "Fetch", Failing)
     monkeypatch.setattr(module, "tidy", lambda: None)
     monkeypatch.setattr(module, "can_be_had", lambda _name: False)
-    mesh, lines = FakeMesh(), []
+    mesh = FakeMesh()
+    lines: list[str] = []
     files = ModelFiles(
         cast(Any, mesh), cast(Any, FakeStore()), Path("/leash"), lambda: None, lines.append, lambda _text: None
     )

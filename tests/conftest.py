@@ -1,4 +1,4 @@
-"""Fixtures of the end-to-end tests: real programs, a real model."""
+"""Fixtures of all tests: real models, and folders of their own."""
 
 from __future__ import annotations
 
