@@ -10,6 +10,18 @@ import pytest
 from support.processes import Api, MeshLlm, smollm2
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For pytest-xdist's `--dist loadgroup`: tests that need the whole machine run one after another on one worker.
+
+    Unit tests run beside them on the other. Integration tests come before e2e, since they mind that least.
+    """
+    rooms = ("integration", "e2e")
+    items.sort(key=lambda item: [room in item.path.parts for room in reversed(rooms)])
+    for item in items:
+        if any(room in item.path.parts for room in rooms):
+            item.add_marker(pytest.mark.xdist_group("whole machine"))
+
+
 @pytest.fixture(scope="session")
 def model() -> Path:
     return smollm2()

@@ -18,7 +18,7 @@ constexpr uint32_t max_mtu = 1500;
 constexpr uint8_t round_robin = 8;            // a priority of picoquic.h: the streams of a link take turns
 constexpr size_t high_watermark = 1 << 20;    // of a stream's unsent bytes: its writer should wait
 constexpr size_t report_threshold = 64 << 10; // consumed bytes that are worth waking the I/O thread for
-constexpr const char * dropped = "the stream was dropped";
+constexpr const char * dropped = "the stream was reset here";
 
 } // namespace
 

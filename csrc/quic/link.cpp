@@ -135,7 +135,7 @@ void Link::on_stream_data(uint64_t stream_id, Stream * stream, std::span<const u
 
 void Link::on_stream_closed_by_peer(uint64_t stream_id, Stream * stream) {
     if (stream != nullptr) {
-        drop(*stream, "the peer dropped the stream");
+        drop(*stream, "the peer reset the stream");
     } else {
         discard(stream_id); // its first byte never arrived; our direction ends too
     }

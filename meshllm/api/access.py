@@ -17,7 +17,7 @@ from meshllm.api.errors import error_response
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 ANY = "*"
 KEY_HEADERS = ("authorization", "x-api-key")
-_ADMITTED = "admitted origin"
+_ADMITTED = web.RequestKey("admitted origin", str)
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ def middleware(access: Access, public: Collection[str]) -> Middleware:
             return error_response(403, "permission_error", text)
         if not access.admits_host(request.host):
             return error_response(403, "permission_error", f"this endpoint is not called {request.host[:100]}")
-        request[_ADMITTED] = origin
+        if origin is not None:
+            request[_ADMITTED] = origin
         if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
             return _preflight(request)
         if request.path not in public and not access.admits_key(request.headers):

@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
 import orjson
 from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL
 
 from meshllm.api.access import KEY_HEADERS, Access, add_cors, middleware
 from meshllm.api.errors import error_response
@@ -66,76 +68,26 @@ def make_app(
     target: PublicTarget, access: Access, routes: Sequence[web.RouteDef] = (), public: Collection[str] = ()
 ) -> web.Application:
     """The endpoint of people and programs. `routes` come before its own; `public` paths need no key."""
-
-    async def forward(request: web.Request) -> web.StreamResponse:
-        body = await read_body(request)
-        if isinstance(body, web.Response):
-            return body
-        try:
-            info = await _read_request_info(request, body)
-        except NotJsonError as error:
-            return error_response(400, "invalid_request_error", str(error))
-        if request.method == "POST":
-            target.note_request(info)
-        headers = end_to_end(request.headers)
-        for name in [
-            n for n in headers if n.lower().startswith(_OURS) or (access.api_key and n.lower() in KEY_HEADERS)
-        ]:
-            headers.popall(name, None)
-        hold_s = 0.0 if request.path == "/health" else HOLD_S
-        latencies = target.latencies if request.method == "POST" else None
-        return await _pass_on_somewhere(request, body, info, headers, target, hold_s, _outer_headers, latencies)
-
-    async def models(_request: web.Request) -> web.Response:
-        return web.json_response({"object": "list", "data": [describe_model(m) for m in target.served()]})
-
-    async def model(request: web.Request) -> web.StreamResponse:
-        found = next((m for m in target.served() if m.name == request.match_info["name"]), None)
-        if found is None:
-            return error_response(
-                404, "not_found_error", f"the model '{request.match_info['name']}' is not served here"
-            )
-        return web.json_response(describe_model(found))
-
-    async def status(_request: web.Request) -> web.Response:
-        return web.json_response(body=orjson.dumps(target.describe()))
-
+    endpoint = _PublicEndpoint(target, access)
     app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[middleware(access, {"/health", *public})])
     app.on_response_prepare.append(add_cors)
     app.cleanup_ctx.append(_with_sessions)
     app.router.add_routes(routes)
-    app.router.add_get("/mesh/status", status)
-    app.router.add_get("/v1/models", models)
-    app.router.add_get("/models", models)
-    app.router.add_get("/v1/models/{name:.+}", model)
-    app.router.add_route("*", "/{path:.*}", forward)
+    app.router.add_get("/mesh/status", endpoint.status)
+    app.router.add_get("/v1/models", endpoint.models)
+    app.router.add_get("/models", endpoint.models)
+    app.router.add_get("/v1/models/{name:.+}", endpoint.model)
+    app.router.add_route("*", "/{path:.*}", endpoint.forward)
     return app
 
 
 def make_peer_app(own: PeerTarget) -> web.Application:
     """The endpoint of other nodes: for the engine of this one, and nothing further."""
-
-    async def forward(request: web.Request) -> web.StreamResponse:
-        body = await read_body(request)
-        if isinstance(body, web.Response):
-            return body
-        info = RequestInfo(request.headers.get(MODEL_HEADER, ""))
-        headers = end_to_end(request.headers)
-        headers.popall(MODEL_HEADER, None)
-
-        def answer_headers(answer: CIMultiDict[str]) -> CIMultiDict[str]:
-            answer[_BUSY] = str(own.busy)
-            return answer
-
-        return await _pass_on_somewhere(request, body, info, headers, own, 0.0, answer_headers)
-
-    async def engine(_request: web.Request) -> web.Response:
-        return web.json_response(body=orjson.dumps(own.describe_engine()))
-
+    endpoint = _PeerEndpoint(own)
     app = web.Application(client_max_size=MAX_BODY_BYTES)
     app.cleanup_ctx.append(_with_sessions)
-    app.router.add_get(ENGINE_PATH, engine)
-    app.router.add_route("*", "/{path:.*}", forward)
+    app.router.add_get(ENGINE_PATH, endpoint.engine)
+    app.router.add_route("*", "/{path:.*}", endpoint.forward)
     return app
 
 
@@ -145,7 +97,67 @@ async def _with_sessions(app: web.Application) -> AsyncIterator[None]:
     await app[_SESSIONS].close()
 
 
-async def read_body(request: web.Request) -> bytes | web.Response:
+class _PublicEndpoint:
+    """One handler per route."""
+
+    def __init__(self, target: PublicTarget, access: Access) -> None:
+        self._target, self._access = target, access
+
+    async def forward(self, request: web.Request) -> web.StreamResponse:
+        body = await _read_body(request)
+        if isinstance(body, web.Response):
+            return body
+        try:
+            info = await _read_request_info(request, body)
+        except NotJsonError as error:
+            return error_response(400, "invalid_request_error", str(error))
+        headers = _end_to_end(request.headers)
+        for name in [n for n in headers if self._is_private(n)]:
+            headers.popall(name, None)
+        latencies = self._target.latencies if request.method == "POST" else None
+        forwarding = _Forwarding(request, body, info, headers, self._target, _outer_headers, latencies)
+        return await forwarding.run(0.0 if request.path == "/health" else HOLD_S)
+
+    def _is_private(self, header: str) -> bool:
+        """Whether the header is for this endpoint, and not for the engine."""
+        return header.lower().startswith(_OURS) or bool(self._access.api_key and header.lower() in KEY_HEADERS)
+
+    async def models(self, _request: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": [_describe_model(m) for m in self._target.served()]})
+
+    async def model(self, request: web.Request) -> web.StreamResponse:
+        name = request.match_info["name"]
+        found = next((m for m in self._target.served() if m.name == name), None)
+        if found is None:
+            return error_response(404, "not_found_error", f"the model '{name}' is not served here")
+        return web.json_response(_describe_model(found))
+
+    async def status(self, _request: web.Request) -> web.Response:
+        return web.json_response(body=orjson.dumps(self._target.describe()))
+
+
+class _PeerEndpoint:
+    def __init__(self, own: PeerTarget) -> None:
+        self._own = own
+
+    async def forward(self, request: web.Request) -> web.StreamResponse:
+        body = await _read_body(request)
+        if isinstance(body, web.Response):
+            return body
+        info = RequestInfo(request.headers.get(MODEL_HEADER, ""))
+        headers = _end_to_end(request.headers)
+        headers.popall(MODEL_HEADER, None)
+        return await _Forwarding(request, body, info, headers, self._own, self._with_load).run(0.0)
+
+    def _with_load(self, answer: CIMultiDict[str]) -> CIMultiDict[str]:
+        answer[_BUSY] = str(self._own.busy)
+        return answer
+
+    async def engine(self, _request: web.Request) -> web.Response:
+        return web.json_response(body=orjson.dumps(self._own.describe_engine()))
+
+
+async def _read_body(request: web.Request) -> bytes | web.Response:
     """Whole, so that it can be sent again when the engine dies; or the error."""
     try:
         return await request.read()
@@ -161,89 +173,83 @@ async def _read_request_info(request: web.Request, body: bytes) -> RequestInfo:
     return read_request_info(body, model, is_json)
 
 
-_HeaderChange = Callable[[CIMultiDict[str]], CIMultiDict[str]]
+@dataclass(frozen=True)
+class _Forwarding:
+    """One request on its way to a server, and to another when that fails."""
 
+    request: web.Request
+    body: bytes
+    info: RequestInfo
+    headers: CIMultiDict[str]
+    target: Target
+    answer_headers: Callable[[CIMultiDict[str]], CIMultiDict[str]]
+    latencies: Latencies | None = None
 
-async def _pass_on_somewhere(
-    request: web.Request,
-    body: bytes,
-    info: RequestInfo,
-    headers: CIMultiDict[str],
-    hosts: Target,
-    hold_s: float,
-    answer_headers: _HeaderChange,
-    latencies: Latencies | None = None,
-) -> web.StreamResponse:
-    deadline, attempts = time.monotonic() + hold_s, 0
-    try:
-        while upstream := await hosts.acquire(info, deadline - time.monotonic()):
-            try:
-                with upstream:
-                    return await pass_on(request, body, headers, upstream, hosts, answer_headers, latencies)
-            except aiohttp.ClientError as error:
-                upstream.failed()
-                # Nothing was answered. Who cannot be connected to has not died of the request.
-                attempts += not isinstance(error, aiohttp.ClientConnectorError | _TryElsewhere)
-                if attempts >= _MAX_ATTEMPTS or time.monotonic() >= deadline:
-                    break
-                await asyncio.sleep(_RETRY_S)
-    except UnknownModelError as error:
-        return error_response(404, "not_found_error", str(error))
-    return unavailable(hosts.reason_for(info))
+    async def run(self, hold_s: float) -> web.StreamResponse:
+        """The answer, or an error when no server gives one in `hold_s` seconds. Once it began it may last for ever."""
+        deadline, attempts = time.monotonic() + hold_s, 0
+        is_new = self.request.method == "POST"
+        try:
+            while upstream := await self.target.acquire(self.info, deadline - time.monotonic(), is_new):
+                is_new = False
+                try:
+                    with upstream.load:
+                        return await self._try(upstream)
+                except aiohttp.ClientError as error:
+                    upstream.load.fail()
+                    # Nothing was answered. Who cannot be connected to has not died of the request.
+                    attempts += not isinstance(error, aiohttp.ClientConnectorError | _TryElsewhere)
+                    if attempts >= _MAX_ATTEMPTS or time.monotonic() >= deadline:
+                        break
+                    await asyncio.sleep(_RETRY_S)
+        except UnknownModelError as error:
+            return error_response(404, "not_found_error", str(error))
+        return _unavailable(self.target.reason_for(self.info))
 
+    async def _try(self, upstream: Upstream) -> web.StreamResponse:
+        """When the client goes, aiohttp cancels us and with us the engine's work.
 
-async def pass_on(
-    request: web.Request,
-    body: bytes,
-    headers: CIMultiDict[str],
-    upstream: Upstream,
-    hosts: Target,
-    answer_headers: _HeaderChange,
-    latencies: Latencies | None,
-) -> web.StreamResponse:
-    """One request and its answer. When the client goes, aiohttp cancels us and with us the engine's work.
-
-    Raises aiohttp.ClientError as long as nothing of the answer has been sent.
-    """
-    headers = CIMultiDict([*headers.items(), *upstream.headers.items()])
-    began = time.monotonic()
-    async with (
-        request.app[_SESSIONS]
-        .session(upstream.socket)
-        .request(
-            request.method,
-            f"http://engine{request.raw_path}",
-            headers=headers,
-            data=body or None,
+        Raises aiohttp.ClientError as long as nothing of the answer has been sent.
+        """
+        began = time.monotonic()
+        session = self.request.app[_SESSIONS].session(upstream.socket)
+        async with session.request(
+            self.request.method,
+            URL(f"http://engine{self.request.raw_path}", encoded=True),
+            headers=CIMultiDict([*self.headers.items(), *upstream.headers.items()]),
+            data=self.body or None,
             allow_redirects=False,
-        ) as answer
-    ):
-        if (busy := answer.headers.get(_BUSY, "")).isdigit():
-            upstream.report(int(busy))
-        if _TRY_ELSEWHERE in answer.headers or (answer.status == 500 and hosts.failure_passes()):
-            raise _TryElsewhere
-        response = web.StreamResponse(status=answer.status, headers=answer_headers(end_to_end(answer.headers)))
-        if "Content-Length" not in answer.headers and request.method != "HEAD":
+        ) as answer:
+            if (busy := answer.headers.get(_BUSY, "")).isdigit():
+                upstream.load.report(int(busy))
+            if _TRY_ELSEWHERE in answer.headers or (answer.status == 500 and self.target.failure_passes()):
+                raise _TryElsewhere
+            return await self._send_back(answer, began)
+
+    async def _send_back(self, answer: aiohttp.ClientResponse, began: float) -> web.StreamResponse:
+        headers = self.answer_headers(_end_to_end(answer.headers))
+        response = web.StreamResponse(status=answer.status, headers=headers)
+        if "Content-Length" not in answer.headers and self.request.method != "HEAD":
             response.enable_chunked_encoding()
-        await response.prepare(request)
-        if latencies:
-            latencies.first_byte.observe(time.monotonic() - began)
+        await response.prepare(self.request)
+        if self.latencies:
+            self.latencies.first_byte.observe(time.monotonic() - began)
         try:
             async for chunk in answer.content.iter_any():
                 await response.write(chunk)
         except aiohttp.ClientError:
             # The engine died in the middle: an answer cut off must not look complete.
-            if request.transport:
-                request.transport.abort()
+            if self.request.transport:
+                self.request.transport.abort()
             raise asyncio.CancelledError from None
         with contextlib.suppress(ConnectionError):
             await response.write_eof()
-        if latencies:
-            latencies.answer.observe(time.monotonic() - began)
+        if self.latencies:
+            self.latencies.answer.observe(time.monotonic() - began)
         return response
 
 
-def end_to_end(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
+def _end_to_end(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
     """Without what concerns only one of the two connections."""
     named = {name.strip().lower() for name in headers.get("Connection", "").split(",")}
     return CIMultiDict((k, v) for k, v in headers.items() if k.lower() not in _HOP_BY_HOP | named)
@@ -255,12 +261,12 @@ def _outer_headers(headers: CIMultiDict[str]) -> CIMultiDict[str]:
     return CIMultiDict((k, v) for k, v in headers.items() if not k.lower().startswith(theirs))
 
 
-def describe_model(model: Served) -> dict[str, object]:
+def _describe_model(model: Served) -> dict[str, object]:
     meta = {"fingerprint": model.fingerprint, "size": model.size_bytes, "n_layers": model.n_layers}
     return {"id": model.name, "object": "model", "created": 0, "owned_by": "mesh-llm", "meta": meta}
 
 
-def unavailable(reason: str) -> web.Response:
+def _unavailable(reason: str) -> web.Response:
     response = error_response(503, "unavailable_error", reason or "the engine is being restarted")
     response.headers["Retry-After"] = "2"
     response.headers[_TRY_ELSEWHERE] = "1"  # for another node; nobody else minds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -104,34 +105,34 @@ class Affinity:
             self._seen.popitem(last=False)
 
 
-class Loads:
-    """Requests in work at each server: those that went through here, and what the server said of others'."""
+class Load:
+    """Requests in work at one server: those that went through here, and what the server said of others'.
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._here: dict[str, int] = {}
-        self._others: dict[str, tuple[int, float]] = {}
+    Use as `with` around each request. `idle` is called whenever the last one that went through here has ended.
+    """
 
-    def begin(self, node_id: str) -> None:
-        self._here[node_id] = self._here.get(node_id, 0) + 1
+    def __init__(self, clock: Callable[[], float], idle: Callable[[], None] = lambda: None) -> None:
+        self.through_here = 0
+        self._clock, self._idle = clock, idle
+        self._others, self._reported_at = 0, -math.inf
 
-    def end(self, node_id: str) -> None:
-        self._here[node_id] -= 1
-        if not self._here[node_id]:
-            del self._here[node_id]
+    def __enter__(self) -> None:
+        self.through_here += 1
 
-    def report(self, node_id: str, busy: int) -> None:
+    def __exit__(self, *_error: object) -> None:
+        self.through_here -= 1
+        if not self.through_here:
+            self._idle()
+
+    def report(self, busy: int) -> None:
         """What the server counts in all, ours among them."""
-        self._others[node_id] = (max(0, busy - self.in_work(node_id)), self._clock())
+        self._others, self._reported_at = max(0, busy - self.through_here), self._clock()
 
-    def fail(self, node_id: str) -> None:
+    def fail(self) -> None:
         """Others first, for a while."""
-        self._others[node_id] = (_FAILED, self._clock())
+        self._others, self._reported_at = _FAILED, self._clock()
 
-    def in_work(self, node_id: str) -> int:
-        """Through here."""
-        return self._here.get(node_id, 0)
-
-    def of(self, node_id: str) -> int:
-        others, since = self._others.get(node_id, (0, 0.0))
-        return self.in_work(node_id) + (others if self._clock() - since < _REPORT_S else 0)
+    @property
+    def total(self) -> int:
+        fresh = self._clock() - self._reported_at < _REPORT_S
+        return self.through_here + (self._others if fresh else 0)

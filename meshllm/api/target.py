@@ -2,40 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol
 
 from meshllm.api.latencies import Latencies
-from meshllm.api.routing import RequestInfo
+from meshllm.api.routing import Load, RequestInfo
 from meshllm.mesh.engine_status import EngineStatus
 
 
 @dataclass(frozen=True)
 class Upstream:
-    """A server for one request, at a Unix socket. Use as `with` for as long as the request is in work.
-
-    `headers` go with the request; `report` gets what the server says of its load, `failed` is told when it cannot be
-    reached or does not answer.
-    """
+    """A server for one request, at a Unix socket, with its `load`. `headers` go with the request."""
 
     socket: Path
+    load: Load
     headers: dict[str, str] = field(default_factory=dict)
-    begin: Callable[[], None] = lambda: None
-    end: Callable[[], None] = lambda: None
-    report: Callable[[int], None] = lambda _busy: None
-    failed: Callable[[], None] = lambda: None
-
-    def __enter__(self) -> Upstream:
-        self.begin()
-        return self
-
-    def __exit__(
-        self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
-        self.end()
 
 
 @dataclass(frozen=True)
@@ -55,8 +37,11 @@ class Target(Protocol):
         """Why nobody serves it."""
         ...
 
-    async def acquire(self, info: RequestInfo, timeout_s: float) -> Upstream | None:
-        """Waits for one; None when there will be none in time. Raises UnknownModelError."""
+    async def acquire(self, info: RequestInfo, timeout_s: float, is_new: bool) -> Upstream | None:
+        """Waits for a server; None when there will be none in time. Raises UnknownModelError.
+
+        `is_new`: the request counts as demand for its model; not when it is tried again or asks for no answer.
+        """
         ...
 
     def failure_passes(self) -> bool:
@@ -74,10 +59,6 @@ class PublicTarget(Target, Protocol):
 
     def served(self) -> list[Served]: ...
 
-    def note_request(self, info: RequestInfo) -> None:
-        """A request came that wants a model's answer."""
-        ...
-
     def describe(self) -> object:
         """What GET /mesh/status answers: a record that JSON can be made of."""
         ...
@@ -88,7 +69,7 @@ class PeerTarget(Target, Protocol):
 
     @property
     def busy(self) -> int:
-        """Requests in work there."""
+        """Requests that its engine is working on."""
         ...
 
     def describe_engine(self) -> EngineStatus | None: ...

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import time
 
 from meshllm import rpc
 from meshllm.api import Access, RequestInfo, Served, Upstream, make_app
 from meshllm.api.latencies import Latencies
-from meshllm.api.routing import find_model
+from meshllm.api.routing import Load, find_model
 from meshllm.cli.http import access_of, bind, serving, until_signal, url_of
 from meshllm.cli.options import ServeConfig
 from meshllm.cli.output import Output, open_engine_log
@@ -28,6 +29,7 @@ class _StaticStages:
         self._engine = engine
         model = engine.spec.model
         self._model = Served(model.name, model.fingerprint().hex(), model.size_bytes, model.n_layers)
+        self._load = Load(time.monotonic)
         self.latencies = Latencies()
 
     def reason_for(self, info: RequestInfo) -> str:
@@ -36,13 +38,10 @@ class _StaticStages:
     def served(self) -> list[Served]:
         return [self._model]
 
-    async def acquire(self, info: RequestInfo, timeout_s: float) -> Upstream | None:
+    async def acquire(self, info: RequestInfo, timeout_s: float, is_new: bool) -> Upstream | None:
         if info.model:
             find_model(info.model, [(self._model.name, self._model.fingerprint)], [])
-        return Upstream(self._engine.socket) if await self._engine.wait_ready(timeout_s) else None
-
-    def note_request(self, info: RequestInfo) -> None:
-        """There is no mesh that places models by demand."""
+        return Upstream(self._engine.socket, self._load) if await self._engine.wait_ready(timeout_s) else None
 
     def failure_passes(self) -> bool:
         """False: only the user can bring back a stage named by hand."""

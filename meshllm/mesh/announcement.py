@@ -1,4 +1,4 @@
-"""What a node says of itself to all others. Checked once, at decode; immutable afterwards."""
+"""What a node tells all others about itself. Checked once, when it is decoded, and immutable from then on."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SERIAL = re.compile(r"[0-9a-f]{32}")
 
 class Role(enum.StrEnum):
     WORKER = "worker"
-    CLIENT = "client"  # uses the mesh, computes nothing
+    CLIENT = "client"  # uses the mesh and computes nothing
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Serving:
-    """The engine that a node runs as host, or is about to."""
+    """The engine that a node runs as host, or is starting."""
 
     fingerprint: str
     stages: tuple[str, ...]  # node ids in the order of layers
@@ -48,7 +48,7 @@ class Serving:
 
 @dataclass(frozen=True)
 class Announcement:
-    """`version` grows with every change, and beyond whatever others remember of an earlier life."""
+    """`version` grows with every change, and past any version that others remember from an earlier run of the node."""
 
     node_id: str
     version: int
@@ -56,21 +56,23 @@ class Announcement:
     role: Role = Role.WORKER
     addresses: tuple[str, ...] = ()
     device: str = ""
-    memory_bytes: int = 0  # that a model may take: devices' memory less the reserve, under the user's cap
-    ggml_version: str = ""  # nodes compute together when this is the same
-    models: tuple[ModelInfo, ...] = ()  # on its disk
-    named: tuple[str, ...] = ()  # fingerprints, what its user asked for, in that order
-    wants: tuple[ModelInfo, ...] = ()  # those, and what it has heard that others asked for
-    fetches: bool = False  # it gets the file of the model that it is for
-    cannot_fetch: tuple[str, ...] = ()  # fingerprints, where that has failed
-    fetching: dict[str, float] = field(default_factory=dict)  # by fingerprint, what comes to its disk: part of 1
-    drops: dict[str, int] = field(default_factory=dict)  # by fingerprint; odd: dropped; the highest known counts
+    memory_bytes: int = 0  # that models may take: the devices' memory under the user's cap, less the reserve
+    ggml_version: str = ""  # only nodes of the same version compute together
+    models: tuple[ModelInfo, ...] = ()  # on the node's disk
+    named: tuple[str, ...] = ()  # fingerprints of the models that its user named, in that order
+    wants: tuple[ModelInfo, ...] = ()  # those, and the ones that it knows other users named
+    fetches: bool = False  # it fetches the file of a model that is placed on it
+    cannot_fetch: tuple[str, ...] = ()  # fingerprints of models whose fetch has failed
+    fetching: dict[str, float] = field(default_factory=dict)  # fingerprint -> how much has arrived, 0 to 1
+    drops: dict[str, int] = field(
+        default_factory=dict
+    )  # fingerprint -> count, odd while dropped; the highest known counts
     split: bool = False
     tensor_split: tuple[float, ...] = ()
     serving: tuple[Serving, ...] = ()
     rtts_ms: dict[str, float] = field(default_factory=dict)
     revoked: tuple[str, ...] = ()  # serials of tokens
-    requests_per_min: dict[str, float] = field(default_factory=dict)  # by fingerprint, at this node's endpoint
+    requests_per_min: dict[str, float] = field(default_factory=dict)  # fingerprint -> rate at this node's endpoint
 
     def encode(self) -> dict[str, Any]:
         """For JSON."""
@@ -104,7 +106,7 @@ def _model_fields(model: ModelInfo) -> list[object]:
 
 
 def decode_announcement(value: object) -> Announcement:
-    """Raises ProtocolError for anything that `encode` does not make."""
+    """Raises ProtocolError for anything that `encode` cannot have made."""
     try:
         return _decode(value)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -144,7 +146,7 @@ def _list(value: Any, item: Callable[[Any], _T], limit: int) -> tuple[_T, ...]:
 
 
 def _text(value: Any) -> str:
-    """Shown to people: nothing that moves a terminal's cursor."""
+    """Text that is shown to people, without characters that control a terminal."""
     if not isinstance(value, str) or len(value) > MAX_NAME:
         raise ValueError("not a text, or too long")
     return "".join(c if c.isprintable() else "?" for c in value)
@@ -201,7 +203,7 @@ def _serving(value: Any) -> Serving:
 
 
 def _table(value: Any, item: Callable[[Any], _T]) -> dict[str, _T]:
-    """By node ids or fingerprints."""
+    """Keys are node ids or fingerprints."""
     if not isinstance(value, dict) or len(value) > MAX_PEERS:
         raise ValueError("not a table, or too large")
     return {_node(k): item(v) for k, v in value.items()}

@@ -1,9 +1,9 @@
-"""How one model is served: from the view of the mesh and the workers that are for it (devotion.py) to groups.
+"""How one model is served: groups of machines, made from the workers that are placed on it (placement.py).
 
-A pure function, the same on every node. A model that fits on one machine is served there, whole, by every worker that
-is for it. One that does not is split: the machine with most memory among those that have its file is the host, and
-takes in the fewest others with which the model fits, the nearest such set. What runs already stays as it is while it
-can.
+Computed from the view alone, so the same on every node. Workers on which the whole model fits serve it each by
+themselves. Otherwise the model is split: the machine with the most memory among those with the file is the host, and
+takes the smallest set of stages that suffices, of those the nearest. Running groups are kept as they are while they
+can work.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from dataclasses import dataclass, field, replace
 from meshllm.mesh.announcement import Announcement, ModelInfo, Role, Serving
 
 MAX_RTT_MS = 80.0
-_KEEP_RTT_MS = 100.0  # a stage that works is not sent away for a little more
+_KEEP_RTT_MS = 100.0  # limit for a running stage, so that small changes of the RTT do not restart the engine
 _ROOM = 1.1  # a model needs its size and a tenth
-_BETTER = 0.7  # a new set of stages is worth a restart when its farthest is this much nearer
+_BETTER, _BETTER_MS = 0.7, 2.0  # other stages are worth a restart if their RTT is below 0.7 of the old, less 2 ms
 
 
 class StageStatus(enum.StrEnum):
-    """What a node is to a model, or why it is no stage of it."""
+    """A node's part in serving a model, or why it has none."""
 
     HOST = "host"
     STAGE = "stage"
@@ -38,7 +38,7 @@ class StageStatus(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Group:
-    """The machines that serve one model. `shares` of the layers: one per stage and, last, the host's; sum 1."""
+    """Machines that serve one model together. `shares` of the layers: one per stage and, last, the host's; sum 1."""
 
     model: ModelInfo
     host: str
@@ -53,20 +53,20 @@ class Group:
 
 @dataclass(frozen=True)
 class Placement:
-    """What becomes of one model: groups that serve it, or how much memory is missing."""
+    """The groups that serve one model, or how much memory it lacks."""
 
     model: ModelInfo
     groups: tuple[Group, ...]
     need_bytes: int
-    have_bytes: int  # of all that could take part
-    reasons: Mapping[str, StageStatus] = field(default_factory=dict)  # every node of the view
+    have_bytes: int  # of all machines that could take part
+    reasons: Mapping[str, StageStatus] = field(default_factory=dict)  # for every node of the view
 
     def group_of(self, host: str) -> Group | None:
         return next((g for g in self.groups if g.host == host), None)
 
 
 def place_model(model: ModelInfo, view: Mapping[str, Announcement], team: Collection[str]) -> Placement:
-    """`team`: the workers of the view that are for this model."""
+    """`team`: the workers that are placed on this model."""
     need = needed_bytes(model)
     workers = {i: n for i, n in sorted(view.items()) if i in team}
     force = any(n.split for n in workers.values())
@@ -94,7 +94,7 @@ def has_model(node: Announcement, model: ModelInfo) -> bool:
 
 
 def will_fetch(node: Announcement, model: ModelInfo) -> bool:
-    """Whether it gets the model's file, once it is for this model."""
+    """Whether the node fetches the model's file when it is placed on the model."""
     return node.fetches and not has_model(node, model) and model.fingerprint not in node.cannot_fetch
 
 
@@ -116,7 +116,7 @@ def _split(model: ModelInfo, workers: Mapping[str, Announcement], need: int, for
     }
     missing = need - workers[host].memory_bytes
     have = workers[host].memory_bytes + sum(workers[i].memory_bytes for i in candidates)
-    limit = model.n_layers  # every stage takes a layer at least
+    limit = model.n_layers  # every stage takes at least one layer
     memory = {i: workers[i].memory_bytes for i in candidates}
     if force:
         stages: list[str] | None = sorted(candidates, key=lambda i: (candidates[i], i))[:limit]
@@ -134,7 +134,7 @@ def _split(model: ModelInfo, workers: Mapping[str, Announcement], need: int, for
 
 
 def _elect(owners: Sequence[str], workers: Mapping[str, Announcement], model: ModelInfo, need: int, force: bool) -> str:
-    """Most memory wins; between equals who is host already, then the smaller id. A split that works keeps its host."""
+    """The owner with the most memory; of equals the present host, or the smaller id. A working split keeps its host."""
     best = min(owners, key=lambda i: (-workers[i].memory_bytes, _running(workers[i], model) is None, i))
     if workers[best].memory_bytes >= need and not force:
         return best
@@ -151,7 +151,7 @@ def _elect(owners: Sequence[str], workers: Mapping[str, Announcement], model: Mo
 def _reasons(
     model: ModelInfo, workers: Mapping[str, Announcement], host: Announcement, running: Serving | None
 ) -> dict[str, StageStatus]:
-    """For everybody but the host whether it could be a stage: NOT_NEEDED, or why not."""
+    """For every worker but the host: NOT_NEEDED if it could be a stage, or why it cannot."""
     reasons: dict[str, StageStatus] = {}
     for node_id, node in workers.items():
         works = running is not None and node_id in running.stages
@@ -165,7 +165,7 @@ def _reasons(
 
 
 def within_reach(node: Announcement, others: Collection[Announcement]) -> bool:
-    """Whether it may compute together with one of them, or there are none yet."""
+    """Whether the node may compute together with one of them. True if there are none."""
     return not others or any(_stage_status(node, other, MAX_RTT_MS) is StageStatus.NOT_NEEDED for other in others)
 
 
@@ -174,13 +174,13 @@ def _running(host: Announcement, model: ModelInfo) -> Serving | None:
 
 
 def _rtt(a: Announcement, b: Announcement) -> float | None:
-    """In milliseconds, as either side has measured it; the larger where both have."""
+    """In milliseconds, as measured by either side; the larger if both have."""
     known = [r for r in (a.rtts_ms.get(b.node_id), b.rtts_ms.get(a.node_id)) if r is not None]
     return max(known, default=None)
 
 
 def _stage_status(node: Announcement, host: Announcement, limit_ms: float) -> StageStatus:
-    """NOT_NEEDED when it could be a stage. The distance counts before the memory."""
+    """NOT_NEEDED if the node could be a stage. Distance is checked before memory."""
     if node.ggml_version != host.ggml_version:
         return StageStatus.OTHER_GGML
     rtt_ms = _rtt(host, node)
@@ -194,9 +194,9 @@ def _stage_status(node: Announcement, host: Announcement, limit_ms: float) -> St
 def choose_stages(
     missing_bytes: int, rtts_ms: Mapping[str, float], memory_bytes: Mapping[str, int], limit: int
 ) -> list[str] | None:
-    """The fewest that hold what the host cannot, and of such sets one whose farthest is nearest; nearest first.
+    """The smallest set that holds what the host cannot, with the smallest maximal RTT; ordered by RTT.
 
-    None when all together are too small.
+    None if all together are too small.
     """
     if missing_bytes <= 0:
         return []
@@ -221,7 +221,7 @@ def _keep(
     rtts_ms: Mapping[str, float],
     memory_bytes: Mapping[str, int],
 ) -> list[str]:
-    """The running stages where they still do and the new ones are not much better."""
+    """The running stages if they still suffice and the new ones are not much better."""
     if set(running.stages) == set(stages):
         return list(running.stages)
     if not set(running.stages) <= rtts_ms.keys():
@@ -230,7 +230,7 @@ def _keep(
         return stages
     farthest_now = max((rtts_ms[i] for i in running.stages), default=0.0)
     farthest_then = max((rtts_ms[i] for i in stages), default=0.0)
-    return stages if farthest_then < _BETTER * farthest_now - 2.0 else list(running.stages)
+    return stages if farthest_then < _BETTER * farthest_now - _BETTER_MS else list(running.stages)
 
 
 def _group(model: ModelInfo, host: str, stages: Sequence[str], workers: Mapping[str, Announcement]) -> Group:

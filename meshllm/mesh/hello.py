@@ -1,9 +1,9 @@
-"""Admission: what two nodes say first on a link, before any other stream is allowed. Sans-I/O.
+"""Admission: the first exchange on a link, before any other stream is allowed. Sans-I/O.
 
-TLS has proved who is who. The dialling side sends {"mesh", "boot", "proof", "ticket", "from"}; the other answers
-{"proof", "boot", "observed", "secret"} or {"error"}. A proof is HMAC-SHA256(secret, mesh, node id): only members can
-make it, and it is of use only to the node that it names, which TLS has checked; a recorded one is worth nothing.
-A ticket (token.py) stands in for it the first time, and is answered with the mesh's secret.
+TLS has proved both node ids. The dialling side sends {"mesh", "boot", "proof", "ticket"}; the other answers
+{"proof", "boot", "observed", "secret"} or {"error"}. A proof is HMAC-SHA256(secret, mesh, node id): only a member can
+compute it, and since TLS has checked the node id, a recorded proof is useless to anybody else. A joiner presents a
+ticket (token.py) instead, and receives the mesh's secret in the answer.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PROOF_DOMAIN = b"mesh-llm member 1\0"
 
 @dataclass
 class Credentials:
-    """What a node knows of the mesh's secret; None until it has been admitted."""
+    """`secret` is None until the node has been admitted to the mesh."""
 
     mesh: str
     secret: bytes | None
@@ -44,7 +44,7 @@ class Credentials:
 
 @dataclass(frozen=True)
 class Welcome:
-    """What the dialling side learns. `observed` is its own address as the other sees it."""
+    """What the dialling side learns. `observed` is its own address as the peer sees it."""
 
     boot: str
     observed: str
@@ -73,9 +73,9 @@ def answer(
     revoked: frozenset[str],
     now: float,
 ) -> tuple[bytes, str]:
-    """The answer and the peer's boot id. Raises MeshError, whose text goes to the peer as `refusal` packs it.
+    """The answer and the peer's boot id. `now` in seconds since 1970.
 
-    `now` in seconds since 1970.
+    Raises MeshError for a peer that is refused; its text goes to the peer by `refusal`.
     """
     fields = _fields(question)
     peer_boot = fields.get("boot")
@@ -97,7 +97,7 @@ def refusal(reason: str) -> bytes:
 
 
 def welcome(credentials: Credentials, reply: bytes, peer_id: str) -> Welcome:
-    """What the answer to `ask` says. Raises MeshError when it refuses, or comes from no member."""
+    """Reads the answer to `ask`. Raises MeshError for a refusal or a peer that is no member."""
     fields = _fields(reply)
     if isinstance(error := fields.get("error"), str):
         raise MeshError(error[:200])

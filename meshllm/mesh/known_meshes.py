@@ -1,4 +1,4 @@
-"""What a node remembers between two starts: the mesh it made, those it has joined, and where members were.
+"""What a node remembers between runs: the mesh that it founded, those that it joined, and their members' addresses.
 
 JSON beside the identity file, mode 0600, since it holds the meshes' secrets.
 """
@@ -29,18 +29,18 @@ class KnownMesh:
 
 
 class KnownMeshes:
-    """`path` None keeps nothing."""
+    """Stored at `path`; with None nothing is kept."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self.own: str | None = None  # id of the mesh that this node made
+        self.own: str | None = None  # id of the mesh that this node founded
         self.meshes: dict[str, KnownMesh] = {}
         if path:
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
                 self._load(orjson.loads(path.read_bytes()))
 
     def _load(self, content: Any) -> None:
-        """What is broken counts as forgotten."""
+        """Entries that are broken are left out."""
         for mesh, entry in content["meshes"].items():
             secret = bytes.fromhex(entry["secret"])
             if len(secret) == SECRET_BYTES:
@@ -50,7 +50,7 @@ class KnownMeshes:
         self.own = own if isinstance(own, str) and own in self.meshes else None
 
     def save(self) -> None:
-        """Nobody reads half of it. A full disk only loses what would have been remembered."""
+        """Replaces the file as a whole. On a full disk the old one stays."""
         if self._path is None:
             return
         names = list(self.meshes)[-_MAX_JOINED:]

@@ -1,8 +1,9 @@
-"""Which model each worker is for: one at a time, a pure function of the view, the same on every node.
+"""Which model each worker is placed on: one at a time, computed from the view alone, so the same on every node.
 
-What a node does it goes on doing. A node whose user named models takes one of them; any other takes what nobody serves
-yet, of that what it has on disk, else what is served least. Two things move a node that nobody named a model for: a
-model that is not served and would be with it, and one that is asked for much more than another of which there are two.
+A placed worker stays where it is. A worker whose user named models takes one of those. Any other is free: it takes a
+model that nobody serves yet, preferring one on its disk, or else the one with the fewest servers. A free worker moves
+in two cases only: to a model that nobody serves and that it would complete; and from a model with several servers to
+one with much more demand.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from dataclasses import dataclass, field
 from meshllm.mesh.announcement import Announcement, ModelInfo, Role
 from meshllm.mesh.groups import Placement, has_model, needed_bytes, place_model, will_fetch, within_reach
 
-_BUSY_PER_MIN = 6.0  # requests to one server; below, more servers are of no use
-_MUCH_MORE = 4.0  # than the other model's servers would get: moving back would need sixteen times as much
+_BUSY_PER_MIN = 6.0  # requests per server, below which another server is of no use
+_MUCH_MORE = 4.0  # times the load per server that the move leaves behind: moving back takes a factor of sixteen
 
 
 def dropped(view: Mapping[str, Announcement]) -> dict[str, int]:
-    """What everybody together knows of drops, by fingerprint."""
+    """Drop counts by fingerprint, the highest that any node knows."""
     known: dict[str, int] = {}
     for node in view.values():
         for fingerprint, count in node.drops.items():
@@ -27,21 +28,21 @@ def dropped(view: Mapping[str, Announcement]) -> dict[str, int]:
 
 
 def wanted_models(view: Mapping[str, Announcement]) -> list[ModelInfo]:
-    """What anybody asked for and nobody has dropped, each once, in the order of fingerprints."""
+    """The models that somebody named and nobody has dropped, ordered by fingerprint."""
     drops = dropped(view)
     models = {model.fingerprint: model for _, node in sorted(view.items()) for model in node.wants}
     return [models[key] for key in sorted(models) if drops.get(key, 0) % 2 == 0]
 
 
 def place_models(view: Mapping[str, Announcement]) -> list[Placement]:
-    """One assignment per wanted model."""
+    """One placement per wanted model."""
     teams = _Teams(view)
     teams.settle()
     return [teams.placement(fingerprint) for fingerprint in teams.models]
 
 
 def requests_per_min(view: Mapping[str, Announcement]) -> dict[str, float]:
-    """By fingerprint, at all endpoints together."""
+    """Request rates by fingerprint, summed over all endpoints."""
     rates: dict[str, float] = {}
     for node in view.values():
         for fingerprint, rate in node.requests_per_min.items():
@@ -51,7 +52,7 @@ def requests_per_min(view: Mapping[str, Announcement]) -> dict[str, float]:
 
 @dataclass
 class _Teams:
-    """The workers of each model, while they are being found."""
+    """The workers of each model, while they are being chosen."""
 
     view: Mapping[str, Announcement]
     models: dict[str, ModelInfo] = field(init=False)
@@ -100,7 +101,7 @@ class _Teams:
         self._placements.pop(fingerprint, None)
 
     def _current(self) -> dict[str, str]:
-        """What each node serves, helps to serve, or gets."""
+        """Node id to the model that the node serves, helps to serve, or fetches."""
         found: dict[str, str] = {}
         for node_id, node in sorted(self.view.items()):
             for serving in node.serving:
@@ -120,12 +121,12 @@ class _Teams:
 
     def _choice(self, node: Announcement) -> str:
         allowed = self._allowed(node)
-        if not self._is_free(node):  # in the order of naming, where nothing else speaks
+        if not self._is_free(node):  # the first named wins, all else being equal
             return min(allowed, key=lambda f: (self._servers(f) > 0, allowed.index(f)))
         return min(allowed, key=lambda f: (*self._rank(node, f), f))
 
     def _rank(self, node: Announcement, fingerprint: str) -> tuple[float, ...]:
-        """How little a free node is needed: what nobody serves, of that what it has, and least served."""
+        """Sorts models by how much they need a free node: unserved first, then on its disk, then with few servers."""
         model = self.models[fingerprint]
         alone, lacks = _may_serve(node, model), not has_model(node, model)
         n_servers = self._servers(fingerprint)
@@ -137,7 +138,7 @@ class _Teams:
         return (1 if alone else 3, servers, lacks)
 
     def _servers(self, fingerprint: str) -> int:
-        """Of a model, and those about to be: who gets the file and can serve it alone."""
+        """How many nodes serve the model, counting those that fetch its file and will serve it alone."""
         model, placement = self.models[fingerprint], self.placement(fingerprint)
         serving = {g.host for g in placement.groups}
         team = (self.view[i] for i in self.members[fingerprint] - serving)
@@ -145,14 +146,14 @@ class _Teams:
         return len(serving) + len(coming)
 
     def _spare(self, fingerprint: str) -> list[str]:
-        """Free nodes that serve this model alone and are not the only ones."""
+        """Free nodes that serve the model alone, if it has other servers too."""
         groups = self.placement(fingerprint).groups
         if len(groups) < 2:
             return []
         return [g.host for g in groups if not g.stages and self._is_free(self.view[g.host])]
 
     def _rescue(self) -> None:
-        """A model that nobody serves gets a node of which another model has more than one."""
+        """Gives each model that nobody serves a node of a model that has several servers."""
         for needy in [f for f in self.models if not self._servers(f)]:
             givers = sorted((f for f in self.models if f != needy), key=lambda f: (self.rates.get(f, 0.0), f))
             for node_id, giver in [(i, f) for f in givers for i in self._spare(f)]:
@@ -162,7 +163,7 @@ class _Teams:
                 self._put(node_id, giver)
 
     def _relieve(self) -> None:
-        """One node goes from the model whose servers have least to do to the one whose have most."""
+        """Moves one node from the model with the least load per server to the one with the most."""
 
         def load(fingerprint: str, fewer: int = 0) -> float:
             return self.rates.get(fingerprint, 0.0) / (self._servers(fingerprint) - fewer)
@@ -183,5 +184,5 @@ class _Teams:
 
 
 def _may_serve(node: Announcement, model: ModelInfo) -> bool:
-    """Alone, now or when it has the file."""
+    """Whether the node can serve the model alone, now or once it has the file."""
     return node.memory_bytes >= needed_bytes(model) and (has_model(node, model) or will_fetch(node, model))

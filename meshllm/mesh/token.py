@@ -1,10 +1,10 @@
-"""The invite token: one line that carries all a joiner needs. Sans-I/O.
+"""The invite token: one line with all that a joiner needs. Sans-I/O.
 
     base64url( JSON {"v", "mesh", "id", "addrs", "serial", "expires", "mac", "sum"} ), without padding
 
-`mac` is what admits: HMAC-SHA256 by the mesh's secret over mesh, serial and expiry. A joiner cannot check it; every
-member can, and knows from `serial` whether the token was revoked. The secret itself is not in the token. `sum` only
-finds accidents of copying, so that they get a clear line before anything is sent.
+`mac` admits the joiner: HMAC-SHA256 with the mesh's secret over mesh, serial and expiry. Only members can verify it;
+`serial` tells them whether the token was revoked. The secret itself is not in the token. `sum` is a checksum that
+detects copying mistakes, so that these get a clear message before anything is sent.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MAC_DOMAIN = b"mesh-llm ticket 1\0"
 
 @dataclass(frozen=True)
 class Ticket:
-    """What admits a stranger. `expires` in seconds since 1970, 0 for never."""
+    """Admits a stranger. `expires` in seconds since 1970, 0 for never."""
 
     serial: str
     expires: int
@@ -40,7 +40,7 @@ class Ticket:
 
 @dataclass(frozen=True)
 class Token:
-    """`mesh` and `inviter` are hexadecimal; addresses are "host:port", best first."""
+    """`mesh` and `inviter` are hexadecimal ids; `addresses` are "host:port", best first."""
 
     mesh: str
     inviter: str
@@ -54,9 +54,9 @@ def make_ticket(secret: bytes, mesh: str, serial: str, expires: int = 0) -> Tick
 
 
 def why_refused(ticket: Ticket, secret: bytes, mesh: str, revoked: frozenset[str], now: float) -> str | None:
-    """What a member answers to a ticket; None admits."""
+    """The reason to refuse a ticket, or None to admit it."""
     if not hmac.compare_digest(ticket.mac, _mac(secret, mesh, ticket.serial, ticket.expires)):
-        return "the token is not of this mesh"
+        return "the token does not belong to this mesh"
     if ticket.expires and now > ticket.expires:
         return "the token has expired; ask for a new one"
     if ticket.serial in revoked:
@@ -85,7 +85,7 @@ def encode(token: Token) -> str:
 
 
 def decode(text: str, now: float) -> Token:
-    """Raises TokenError, whose message says what is wrong with the token and what to do."""
+    """Raises TokenError, whose message says what is wrong and what to do. `now` in seconds since 1970."""
     text = "".join(text.split())
     if not text.startswith("eyJ") or len(text) > MAX_TOKEN_CHARS:
         raise TokenError("this is not a mesh-llm token; one starts with eyJ and is a single line")
@@ -98,10 +98,10 @@ def decode(text: str, now: float) -> Token:
         raise TokenError("the token is damaged; copy the whole line again")
     if fields.get("v") != VERSION:
         raise TokenError(
-            f"the token is of version {fields.get('v')}, this program's is {VERSION}; update the older one"
+            f"the token has version {fields.get('v')}, this mesh-llm reads version {VERSION}; update the older mesh-llm"
         )
     if fields.pop("sum", None) != _checksum(fields):
-        raise TokenError("the token was changed on its way; copy the whole line again")
+        raise TokenError("the token was altered while it was copied; copy the whole line again")
     token = _checked(fields)
     if token.ticket.expires and now > token.ticket.expires:
         raise TokenError("the token has expired; ask for a new one (mesh-llm token)")
@@ -121,7 +121,7 @@ def _checked(fields: dict[str, object]) -> Token:
 
     addresses, expires = fields.get("addrs"), fields.get("expires")
     if not isinstance(addresses, list) or not 0 < len(addresses) <= MAX_ADDRESSES:
-        raise TokenError("the token names no address; ask for a new one")
+        raise TokenError("the token has no addresses; ask for a new one")
     if not all(isinstance(a, str) and split_address(a) for a in addresses):
         raise TokenError("the token contains a malformed address; ask for a new one")
     if type(expires) is not int or expires < 0:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from meshllm.api.routing import Load
 from meshllm.errors import MeshLlmError
 from meshllm.mesh.announcement import ModelInfo, Serving
 from meshllm.mesh.groups import Group
@@ -20,16 +22,14 @@ if TYPE_CHECKING:
 
 
 class Hosting:
-    """`stage_socket` leads to a peer's device server; `busy` counts the requests that the engine here works on.
+    """`stage_socket` leads to a peer's device server; `load` is that of the engine here.
 
     `run` keeps the announcement true until cancelled; `follow` moves to another group.
     """
 
-    def __init__(
-        self, mesh: Mesh, worker: Worker, stage_socket: Callable[[str], Path], busy: Callable[[], int]
-    ) -> None:
-        self._mesh, self._worker = mesh, worker
-        self._stage_socket, self._busy = stage_socket, busy
+    def __init__(self, mesh: Mesh, worker: Worker, stage_socket: Callable[[str], Path]) -> None:
+        self._mesh, self._worker, self._stage_socket = mesh, worker, stage_socket
+        self.load = Load(time.monotonic, self._idle)
         self._group: Group | None = None
         self._engine: asyncio.Task[None] | None = None
         self._draining = False
@@ -66,7 +66,7 @@ class Hosting:
             self._draining = False
             self._announce()
             return
-        if self._engine and self._busy() and self._works():
+        if self._engine and self.load.through_here and self._works():
             self._draining = True
             self._announce()
             return
@@ -108,9 +108,9 @@ class Hosting:
                 await self._engine
             self._engine = None
 
-    def request_ended(self) -> None:
-        """A request at the engine here has ended; it may have been the last that a new group waits for."""
-        if self._draining and not self._busy():
+    def _idle(self) -> None:
+        """The last request at the engine here has ended; a new group may wait for that."""
+        if self._draining:
             self._mesh.changes.notify()
 
     def _works(self) -> bool:

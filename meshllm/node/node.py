@@ -28,8 +28,8 @@ from meshllm.node.hosting import Hosting
 from meshllm.node.router import Router, waiting_line
 from meshllm.node.status import API, CountStatus, MeshStatus, model_status, node_status
 from meshllm.paths import private_folder
-from meshllm.quic.address import own_addresses
 from meshllm.quic.identity import Identity, random_hex
+from meshllm.quic.interfaces import own_addresses
 from meshllm.quic.stacks import stack_named
 from meshllm.quic.transport import Link, Stream, StreamKind
 from meshllm.quic.tunnel import Tunnels, serve_stream
@@ -80,7 +80,7 @@ class Node:
             identity, self._credentials(), self._announcement(), self._stream, emit, stack_named(config.quic)
         )
         self._files = worker.files(self._mesh) if worker else None
-        self._hosting = Hosting(self._mesh, worker, self._stage_socket, lambda: self.router.busy) if worker else None
+        self._hosting = Hosting(self._mesh, worker, self._stage_socket) if worker else None
         self.router = Router(self._mesh, self._tunnels, self.folder, self._hosting, self.describe)
         self._emitted: dict[str, str] = {}
         self.started = asyncio.Event()

@@ -14,7 +14,7 @@ import aiohttp
 from meshllm.api import RequestInfo, Served, Upstream
 from meshllm.api.latencies import Latencies
 from meshllm.api.proxy import ENGINE_PATH, MODEL_HEADER
-from meshllm.api.routing import Affinity, Candidate, Loads, find_model
+from meshllm.api.routing import Affinity, Candidate, Load, find_model
 from meshllm.errors import ProtocolError, UnknownModelError
 from meshllm.mesh.announcement import ModelInfo
 from meshllm.mesh.engine_status import MAX_ENGINE_BYTES, EngineStatus, EngineSummary, decode_engine, summarize
@@ -45,7 +45,7 @@ class Router:
         self.placements: Sequence[Placement] = ()
         self.rates = RequestRates()
         self.latencies = Latencies()
-        self._loads = Loads(time.monotonic)
+        self._loads: dict[str, Load] = {}  # by node id; the engine's here is `hosting.load`
         self._affinity = Affinity()
 
     def update(self, placements: Sequence[Placement]) -> None:
@@ -73,14 +73,17 @@ class Router:
             found[fingerprint] = Served(infos[0].name, fingerprint, infos[0].size_bytes, infos[0].n_layers)
         return sorted(found.values(), key=lambda served: (served.name, served.fingerprint))
 
-    async def acquire(self, info: RequestInfo, timeout_s: float) -> Upstream | None:
+    async def acquire(self, info: RequestInfo, timeout_s: float, is_new: bool) -> Upstream | None:
         deadline = time.monotonic() + timeout_s
         while True:
             seen = self._mesh.changes.version
             hosts = self._hosts()
             fingerprint = self._model_of(info, hosts)
+            if is_new and fingerprint:
+                self.rates.count(fingerprint, time.monotonic())
+                is_new = False
             if fingerprint in hosts:
-                candidates = [Candidate(i, self._loads.of(i), self._distance(i)) for i in hosts[fingerprint]]
+                candidates = [Candidate(i, self._load_of(i).total, self._distance(i)) for i in hosts[fingerprint]]
                 chosen = self._affinity.choose(candidates, info).node_id
                 self._affinity.remember(info, chosen)
                 return await self._upstream(chosen, fingerprint)
@@ -91,11 +94,6 @@ class Router:
                 async with asyncio.timeout(remaining_s):
                     await self._mesh.changes.wait(seen)
 
-    def note_request(self, info: RequestInfo) -> None:
-        with contextlib.suppress(UnknownModelError):
-            if fingerprint := self._model_of(info, self._hosts()):
-                self.rates.count(fingerprint, time.monotonic())
-
     def failure_passes(self) -> bool:
         engine = self._hosting.engine if self._hosting else None
         return engine is None or engine.stage_lost
@@ -105,14 +103,14 @@ class Router:
     @property
     def busy(self) -> int:
         """Requests that the engine here is working on."""
-        return self._loads.in_work(self._self_id)
+        return self._hosting.load.through_here if self._hosting else 0
 
     def acquire_local(self, fingerprint: str) -> Upstream | None:
         """The engine here, if it serves that model: for a request from another node."""
         hosting = self._hosting
         if hosting is None or hosting.socket is None or fingerprint not in ("", hosting.fingerprint):
             return None
-        return self._counted(self._self_id, hosting.socket, {})
+        return Upstream(hosting.socket, hosting.load)
 
     async def wait_served(self) -> None:
         """Until some model is served."""
@@ -194,26 +192,15 @@ class Router:
         return link.rtt_s if link and link.rtt_s is not None else _FAR_S
 
     async def _upstream(self, node_id: str, fingerprint: str) -> Upstream:
+        load = self._load_of(node_id)
         if node_id == self._self_id and self._hosting and self._hosting.socket:
-            return self._counted(self._self_id, self._hosting.socket, {})
-        return self._counted(node_id, await self._tunnel_to(node_id), {MODEL_HEADER: fingerprint})
+            return Upstream(self._hosting.socket, load)
+        return Upstream(await self._tunnel_to(node_id), load, {MODEL_HEADER: fingerprint})
 
-    def _counted(self, node_id: str, socket: Path, headers: dict[str, str]) -> Upstream:
-        loads = self._loads
-
-        def end() -> None:
-            loads.end(node_id)
-            if node_id == self._self_id and self._hosting:
-                self._hosting.request_ended()
-
-        return Upstream(
-            socket,
-            headers,
-            begin=lambda: loads.begin(node_id),
-            end=end,
-            report=lambda busy: loads.report(node_id, busy),
-            failed=lambda: loads.fail(node_id),
-        )
+    def _load_of(self, node_id: str) -> Load:
+        if node_id == self._self_id and self._hosting:
+            return self._hosting.load
+        return self._loads.setdefault(node_id, Load(time.monotonic))
 
 
 class LocalTarget:
@@ -235,7 +222,7 @@ class LocalTarget:
     def reason_for(self, info: RequestInfo) -> str:
         return self._router.reason_for(RequestInfo())
 
-    async def acquire(self, info: RequestInfo, timeout_s: float) -> Upstream | None:
+    async def acquire(self, info: RequestInfo, timeout_s: float, is_new: bool) -> Upstream | None:
         return self._router.acquire_local(info.model)
 
     def failure_passes(self) -> bool:

@@ -13,27 +13,27 @@ from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.packet import QuicPacketType, encode_quic_version_negotiation, pull_quic_header
 
 from meshllm.errors import TransportError
-from meshllm.quic.aio_link import QuicLink, QuicStream
+from meshllm.quic.aio_link import AioLink, AioStream
 from meshllm.quic.aio_tuning import WINDOW, MeshQuic
 from meshllm.quic.identity import Identity
 from meshllm.quic.transport import ALPN, IDLE_TIMEOUT_S, LinkHandler, StreamHandler, StreamKind
 from meshllm.quic.udp import Datagram, UdpSocket, resolve
 from meshllm.units import short_id
 
-_BATCH = 64  # datagrams read before other work has its turn
+_BATCH = 64  # datagrams read before the event loop does other work
 _DATAGRAM_SIZES = (1452, 1200)  # for an MTU of 1500, and what RFC 9000 section 14 asks every path to carry
 _SMALLEST_INITIAL = 1200
-_MAX_HANDSHAKES = 64  # of strangers, at one time
+_MAX_HANDSHAKES = 64  # of strangers, at the same time
 
 
-class QuicEndpoint:
-    """See transport.Transport. `on_link` hears of links that others dialled, `on_stream` of streams they open."""
+class AioEndpoint:
+    """See transport.Transport. `on_link` gets the links that others dial, `on_stream` the streams that they open."""
 
     def __init__(self, identity: Identity, on_link: LinkHandler, on_stream: StreamHandler) -> None:
         self._identity = identity
         self._on_link = on_link
         self._on_stream = on_stream
-        self._links: dict[bytes, QuicLink] = {}  # by connection id
+        self._links: dict[bytes, AioLink] = {}  # by connection id
         self._socket: UdpSocket | None = None
         self._server_configuration = self._configuration(is_client=False, datagram_size=_DATAGRAM_SIZES[0])
 
@@ -61,7 +61,7 @@ class QuicEndpoint:
             max_stream_data=WINDOW,
         )
 
-    async def dial(self, address: str, peer_id: str | None, timeout_s: float) -> QuicLink:
+    async def dial(self, address: str, peer_id: str | None, timeout_s: float) -> AioLink:
         deadline = time.monotonic() + timeout_s
         assert self._socket
         target = await resolve(address, self._socket.family)
@@ -83,49 +83,48 @@ class QuicEndpoint:
             return link
         raise TransportError(f"{address} does not answer")
 
-    def _start_dial(self, target: Any, datagram_size: int) -> QuicLink:
-        link = QuicLink(self, MeshQuic(configuration=self._configuration(True, datagram_size)), dialled=True)
-        self._links[link._quic.host_cid] = link
+    def _start_dial(self, target: Any, datagram_size: int) -> AioLink:
+        link = AioLink(self, MeshQuic(configuration=self._configuration(True, datagram_size)), dialled=True)
+        self._links[link.host_cid] = link
         link.dial(target)
         return link
 
     async def close(self) -> None:
         for link in set(self._links.values()):
-            link.close("leaving")
-            link._terminated("closed here")
+            link.abandon("leaving")
         self._links.clear()
         if self._socket:
             asyncio.get_running_loop().remove_reader(self._socket.fileno())
             self._socket.close()
             self._socket = None
 
-    # --- what links call ---
+    # --- for links ---
 
     def send(self, datagrams: list[Datagram]) -> None:
         if self._socket:
             self._socket.send(datagrams)
 
-    def add_cid(self, cid: bytes, link: QuicLink) -> None:
+    def add_cid(self, cid: bytes, link: AioLink) -> None:
         self._links[cid] = link
 
     def remove_cid(self, cid: bytes) -> None:
         self._links.pop(cid, None)
 
-    def link_ready(self, link: QuicLink) -> None:
+    def link_ready(self, link: AioLink) -> None:
         if not link.dialled:
             self._on_link(link)
 
-    def stream_opened(self, link: QuicLink, kind: StreamKind, stream: QuicStream) -> None:
+    def stream_opened(self, link: AioLink, kind: StreamKind, stream: AioStream) -> None:
         self._on_stream(link, kind, stream)
 
-    def link_closed(self, link: QuicLink) -> None:
+    def link_closed(self, link: AioLink) -> None:
         for cid in [cid for cid, other in self._links.items() if other is link]:
             del self._links[cid]
 
     # --- datagrams ---
 
     def _readable(self) -> None:
-        touched: dict[QuicLink, None] = {}
+        touched: dict[AioLink, None] = {}
         n_datagrams = 0
         while n_datagrams < _BATCH and self._socket and (received := self._socket.receive()) is not None:
             n_datagrams += max(1, len(received))
@@ -136,15 +135,15 @@ class QuicEndpoint:
         for link in touched:
             self._contained(link, link.settle)
 
-    def _contained(self, link: QuicLink, work: Callable[[], None]) -> None:
-        """A datagram that aioquic does not survive costs the link it came on, and no other."""
+    def _contained(self, link: AioLink, work: Callable[[], None]) -> None:
+        """A datagram that makes aioquic raise ends the link it came on, and no other."""
         try:
             work()
         except Exception as error:
             link.abandon(f"a broken packet ({error!r})")
 
-    def _link_of(self, data: bytes, address: Any) -> QuicLink | None:
-        """The link that a datagram is for; a stranger's first one makes a link. Anything else is dropped."""
+    def _link_of(self, data: bytes, address: Any) -> AioLink | None:
+        """The link that a datagram belongs to. A stranger's Initial packet makes a new one; others are dropped."""
         configuration = self._server_configuration
         try:
             header = pull_quic_header(Buffer(data=data), host_cid_length=configuration.connection_id_length)
@@ -166,7 +165,7 @@ class QuicEndpoint:
         size = _DATAGRAM_SIZES[0] if len(data) >= _DATAGRAM_SIZES[0] else _DATAGRAM_SIZES[1]
         configuration = self._configuration(is_client=False, datagram_size=size)
         quic = MeshQuic(configuration=configuration, original_destination_connection_id=header.destination_cid)
-        link = QuicLink(self, quic, dialled=False)
+        link = AioLink(self, quic, dialled=False)
         self._links[header.destination_cid] = self._links[quic.host_cid] = link
         return link
 

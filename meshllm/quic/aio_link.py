@@ -1,4 +1,4 @@
-"""Links and streams over aioquic. Datagrams come from and go to an endpoint (quic.py)."""
+"""Links and streams over aioquic. An endpoint (aio_endpoint.py) owns the socket."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from meshllm.quic.aio_tuning import TICK_S, WINDOW_STEP, MeshQuic
 from meshllm.quic.transport import HANDSHAKE_TIMEOUT_S, KEEP_ALIVE_S, StreamKind
 from meshllm.quic.udp import Datagram
 
-_WRITE_AHEAD = 1 << 20  # bytes held for one stream until they are acknowledged
+_WRITE_AHEAD = 1 << 20  # unacknowledged bytes of one stream, beyond which its writer waits
 _CLOSE_CODE = 0x100
 _SPLICE_CHUNK = 1 << 18
 
 
 class Endpoint(Protocol):
-    """What a link needs of the socket's owner."""
+    """What a link needs of the endpoint."""
 
     def send(self, datagrams: list[Datagram]) -> None: ...
-    def add_cid(self, cid: bytes, link: QuicLink) -> None: ...
+    def add_cid(self, cid: bytes, link: AioLink) -> None: ...
     def remove_cid(self, cid: bytes) -> None: ...
-    def link_ready(self, link: QuicLink) -> None: ...
-    def link_closed(self, link: QuicLink) -> None: ...
-    def stream_opened(self, link: QuicLink, kind: StreamKind, stream: QuicStream) -> None: ...
+    def link_ready(self, link: AioLink) -> None: ...
+    def link_closed(self, link: AioLink) -> None: ...
+    def stream_opened(self, link: AioLink, kind: StreamKind, stream: AioStream) -> None: ...
 
 
-class QuicStream:
+class AioStream:
     """See transport.Stream."""
 
-    def __init__(self, link: QuicLink, stream_id: int) -> None:
+    def __init__(self, link: AioLink, stream_id: int) -> None:
         self._link = link
         self._id = stream_id
         self._chunks: deque[bytes] = deque()
@@ -79,7 +79,7 @@ class QuicStream:
 
     def _check_writable(self) -> None:
         if self._error or self._finished:
-            raise TransportError(self._error or "written after its end")
+            raise TransportError(self._error or "this side has already finished the stream")
 
     def finish(self) -> None:
         if not self._error and not self._finished:
@@ -90,7 +90,7 @@ class QuicStream:
     def abort(self) -> None:
         if not (self._finished and self._eof):
             self._link.reset(self._id)
-            self.fail("the stream was dropped")
+            self.fail("the stream was reset here")
 
     async def splice(self, sock: socket.socket) -> None:
         reader, writer = await asyncio.open_unix_connection(sock=sock)
@@ -111,12 +111,12 @@ class QuicStream:
                 group.create_task(outward(), name="splice outward")
                 group.create_task(inward(), name="splice inward")
         except* (MeshLlmError, OSError):
-            pass  # whoever is at the other end of the socket sees it closed
+            pass  # the other end of the socket sees it closed
         finally:
             self.abort()
             writer.transport.abort()
 
-    # --- what the link calls ---
+    # --- for the link ---
 
     @property
     def done(self) -> bool:
@@ -144,8 +144,8 @@ def _wake(waiter: asyncio.Future[None] | None) -> None:
         waiter.set_result(None)
 
 
-class QuicLink:
-    """See transport.Link; also owns the connection's timer."""
+class AioLink:
+    """See transport.Link. It also owns the connection's timers."""
 
     def __init__(self, endpoint: Endpoint, quic: MeshQuic, dialled: bool) -> None:
         self._endpoint = endpoint
@@ -156,7 +156,7 @@ class QuicLink:
         self.bytes_sent = self.bytes_received = 0
         self.handshaken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._streams: dict[int, QuicStream] = {}
+        self._streams: dict[int, AioStream] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._transmit_soon: asyncio.Handle | None = None
         self._keep_alive: asyncio.TimerHandle | None = None
@@ -179,11 +179,11 @@ class QuicLink:
     async def wait_closed(self) -> str:
         return await asyncio.shield(self._closed)
 
-    def open(self, kind: StreamKind) -> QuicStream:
+    def open(self, kind: StreamKind) -> AioStream:
         if self.closed:
             raise TransportError(self._closed.result())
         stream_id = self._quic.get_next_available_stream_id()
-        stream = self._streams[stream_id] = QuicStream(self, stream_id)
+        stream = self._streams[stream_id] = AioStream(self, stream_id)
         self.send(stream_id, bytes([kind]))
         return stream
 
@@ -192,7 +192,7 @@ class QuicLink:
             self._quic.close(error_code=_CLOSE_CODE, reason_phrase=reason[:200])
             self.transmit()
 
-    # --- what streams call ---
+    # --- for streams ---
 
     def send(self, stream_id: int, data: bytes, end: bool = False) -> None:
         if not self.closed:
@@ -219,12 +219,17 @@ class QuicLink:
     def unacknowledged(self, stream_id: int) -> int:
         return self._quic.unacknowledged(stream_id)
 
-    def forget_if_done(self, stream_id: int, stream: QuicStream) -> None:
+    def forget_if_done(self, stream_id: int, stream: AioStream) -> None:
         if stream.done:
             self._streams.pop(stream_id, None)
             self._quic.read_offsets.pop(stream_id, None)
 
-    # --- what the endpoint calls ---
+    # --- for the endpoint ---
+
+    @property
+    def host_cid(self) -> bytes:
+        """The connection ID that the peer addresses first."""
+        return self._quic.host_cid
 
     def datagram_received(self, data: bytes, address: Any) -> None:
         self.bytes_received += len(data)
@@ -280,7 +285,7 @@ class QuicLink:
                     self._stream_received(event.stream_id, event.data, event.end_stream)
                 case events.StreamReset() | events.StopSendingReceived():
                     if stream := self._streams.pop(event.stream_id, None):
-                        stream.fail("the peer dropped the stream")
+                        stream.fail("the peer reset the stream")
                     if isinstance(event, events.StreamReset):
                         self.reset(event.stream_id)
                 case events.ConnectionIdIssued():
@@ -295,7 +300,7 @@ class QuicLink:
     def _handshake_completed(self) -> None:
         peer_id = self._quic.peer_node_id
         if peer_id is None:
-            self.close("a certificate with an Ed25519 key is needed")
+            self.close("a node must show a certificate with an Ed25519 key")
             return
         self.peer_id = peer_id
         if not self.handshaken.done():
@@ -315,11 +320,11 @@ class QuicLink:
             stream.received(data, end)
             return
         if stream_id % 2 == (0 if self.dialled else 1) or not data:
-            return  # of ours and already dropped, or nothing in it
+            return  # one of ours, reset already; or empty
         if stream_id % 4 >= 2 or data[0] not in StreamKind.__members__.values():
             self.reset(stream_id)
             return
-        stream = self._streams[stream_id] = QuicStream(self, stream_id)
+        stream = self._streams[stream_id] = AioStream(self, stream_id)
         self._quic.read_offsets[stream_id] = 1
         stream.received(data[1:], end)
         self._endpoint.stream_opened(self, StreamKind(data[0]), stream)
@@ -333,15 +338,15 @@ class QuicLink:
                 handle.cancel()
         if not self.handshaken.done():
             self.handshaken.set_exception(TransportError(reason))
-            self.handshaken.exception()  # seen, also when nobody awaits it
+            self.handshaken.exception()  # retrieved, in case nobody awaits it
         for stream in list(self._streams.values()):
             stream.fail(reason)
         self._streams.clear()
         self._endpoint.link_closed(self)
 
     def abandon(self, reason: str) -> None:
-        """Not waiting for the other side, which may never have answered."""
-        with contextlib.suppress(Exception):  # it may be aioquic's state that is broken
+        """Closes without waiting for the peer, which may never have answered."""
+        with contextlib.suppress(Exception):  # aioquic's own state may be broken
             self._quic.close(reason_phrase=reason)
             self.transmit()
         self._terminated(reason)

@@ -1,4 +1,4 @@
-"""aioquic's connection as the mesh needs it. Its version is pinned: this relies on private names, each said why."""
+"""aioquic's connection, tuned for the mesh. This relies on private names, so aioquic's version is pinned."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ TICK_S = 0.001
 
 
 class _CoarsePacer(QuicPacketPacer):
-    """Lets short messages out at once and wakes the loop a thousand times a second at most.
+    """Sends short messages at once, and wakes the event loop at most a thousand times a second.
 
-    aioquic's own waits for every packet, in steps of microseconds that no event loop's timer can keep.
+    aioquic's own pacer waits before every packet, for microseconds that no event loop's timer can keep.
     """
 
     def next_send_time(self, now: float) -> float:
         at: float | None = super().next_send_time(now)
-        # aioquic's own annotation forgets that nothing may be in the way
+        # aioquic's annotation lacks None, which means that it may send now
         return at if at is None else max(at, now + TICK_S)  # type: ignore[return-value]
 
     def update_rate(self, congestion_window: int, smoothed_rtt: float) -> None:
@@ -32,7 +32,7 @@ class _CoarsePacer(QuicPacketPacer):
 
 
 class MeshQuic(QuicConnection):
-    """With client certificates, acknowledgements at once, and a receive window that opens as the reader reads."""
+    """Asks for client certificates, acknowledges at once, and opens the receive window as the reader reads."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -45,7 +45,7 @@ class MeshQuic(QuicConnection):
         self.tls._request_client_certificate = not self._is_client
 
     def _write_stream_limits(self, builder: Any, space: Any, stream: Any) -> None:
-        # aioquic doubles the limit on receipt, whoever reads; ours moves with the reader.
+        # aioquic doubles the limit on receipt, even if nobody reads; ours moves with the reader.
         if not stream.max_stream_data_local:
             return
         limit = self.read_offsets.get(stream.stream_id, 0) + WINDOW

@@ -1,4 +1,4 @@
-"""Messages on a stream: 4 bytes of length, big-endian, and the message."""
+"""Messages on a stream: a big-endian 32-bit length, and as many bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ async def write_framed(stream: Stream, message: bytes) -> None:
 
 
 async def read_framed(stream: Stream, limit: int) -> bytes | None:
-    """One message; None at the end of the stream. Raises ProtocolError."""
+    """One message; None at the end of the stream, also in the middle of a message. Raises ProtocolError."""
     head = await read_exactly(stream, 4)
     if head is None:
         return None
@@ -26,7 +26,7 @@ async def read_framed(stream: Stream, limit: int) -> bytes | None:
 
 
 async def read_exactly(stream: Stream, size: int) -> bytes | None:
-    """None when the stream ends before."""
+    """None when the stream ends first."""
     parts = []
     while size:
         part = await stream.read(size)

@@ -1,7 +1,7 @@
 """A node's name is its public key: an Ed25519 key pair kept on disk, and the certificate derived from it.
 
-Whoever shows a certificate for a key in a TLS 1.3 handshake proves that it holds that key (RFC 8446 section 4.4.3:
-CertificateVerify signs the transcript). Nothing else in the certificate is looked at: no name, no time, no issuer.
+A peer that shows a certificate in a TLS 1.3 handshake proves that it holds the key in it (RFC 8446 section 4.4.3:
+CertificateVerify signs the transcript). Nothing else in the certificate counts: no name, no date, no issuer.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Links and streams over the compiled endpoint (csrc/quic): see transport.py, of which this is the fast implementation.
+"""The fast implementation of transport.py, over the compiled endpoint (csrc/quic).
 
-The endpoint has a thread of its own for packets; here its events meet the loop. What a stream receives waits in the
-endpoint until it is read, and only then may the peer send more.
+The endpoint handles packets in a thread of its own; this module takes its events to the event loop. Received data waits
+in the endpoint until it is read, and only then may the peer send more.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from meshllm.units import short_id
 _log = logging.getLogger(__name__)
 
 _RAW = serialization.Encoding.Raw, serialization.PrivateFormat.Raw, serialization.NoEncryption()
-_WRITE = 1 << 20  # bytes handed over at once
+_WRITE = 1 << 20  # bytes per call of the endpoint
 CONGESTION_CONTROL = "bbr"  # docs/performance.md says why
 
 
 class NativeStream:
-    """See transport.Stream. One that nobody holds any more is dropped, unless it is finished."""
+    """See transport.Stream. An unfinished stream is reset when its last reference goes."""
 
     def __init__(self, endpoint: _quic.Endpoint, handle: int) -> None:
         self._endpoint = endpoint
@@ -56,7 +56,7 @@ class NativeStream:
         for start in range(0, len(data), _WRITE):
             if self._endpoint.write(self._handle, data[start : start + _WRITE]):
                 await self._wait(_quic.WRITABLE)
-        self._endpoint.write(self._handle, b"")  # raises when it has failed meanwhile
+        self._endpoint.write(self._handle, b"")  # raises if the stream has failed meanwhile
 
     def finish(self) -> None:
         self._endpoint.finish(self._handle)
@@ -98,7 +98,7 @@ class NativeLink:
 
     def _state(self) -> _quic.LinkState:
         state = self._endpoint.native.state(self._handle)
-        if state.peer_address:  # else it is gone, and what was last known stays
+        if state.peer_address:  # else the link is gone; its last state stands
             self._last = state
         return self._last
 
@@ -140,17 +140,17 @@ class NativeLink:
         self.end(reason, at_once=False)
 
     def end(self, reason: str, at_once: bool) -> None:
-        """`at_once`: the peer, which may never have answered, hears nothing."""
+        """`at_once`: without telling the peer, which may never have answered."""
         if not self.closed:
             self._endpoint.native.close_link(self._handle, reason, at_once)
-            self.ended(reason or "closed here")
+            self.ended(reason or "closed by this node")
 
-    # --- what the endpoint calls ---
+    # --- for the endpoint ---
 
     def linked(self, peer_id: str) -> None:
         self._state()
         if not peer_id:
-            self.close("a certificate with an Ed25519 key is needed")
+            self.close("a node must show a certificate with an Ed25519 key")
             return
         self.peer_id = peer_id
         if not self.handshaken.done():
@@ -163,12 +163,12 @@ class NativeLink:
         self._closed.set_result(reason)
         if not self.handshaken.done():
             self.handshaken.set_exception(TransportError(reason))
-            self.handshaken.exception()  # seen, also when nobody awaits it
+            self.handshaken.exception()  # retrieved, in case nobody awaits it
         self._endpoint.forget(self._handle)
 
 
 class NativeEndpoint:
-    """See transport.Transport. `on_link` hears of links that others dialled, `on_stream` of streams they open."""
+    """See transport.Transport. `on_link` gets the links that others dial, `on_stream` the streams that they open."""
 
     def __init__(
         self,
@@ -242,12 +242,12 @@ class NativeEndpoint:
         loop.remove_reader(self._native.fileno())
         await loop.run_in_executor(None, self._native.stop)
         for link in list(self._links.values()):
-            link.ended("closed here")
+            link.ended("closed by this node")
         for stream in list(self._streams.values()):
             for event in (_quic.READABLE, _quic.WRITABLE, _quic.SPLICED):
                 stream.on_event(event)
 
-    # --- what links call ---
+    # --- for links ---
 
     def stream(self, handle: int) -> NativeStream:
         stream = self._streams[handle] = NativeStream(self.native, handle)
@@ -262,7 +262,7 @@ class NativeEndpoint:
         for event in self.native.take_events():
             try:
                 self._take(event)
-            except Exception:  # it must not cost the events behind it
+            except Exception:  # the events after it must still be handled
                 _log.exception("internal error, please report it: QUIC event")
 
     def _take(self, event: _quic.Event) -> None:
@@ -273,7 +273,7 @@ class NativeEndpoint:
 
     def _linked(self, event: _quic.Event) -> None:
         if event.dialled:
-            if link := self._links.get(event.link):  # else it was given up meanwhile
+            if link := self._links.get(event.link):  # else the dial was given up meanwhile
                 link.linked(event.peer_id)
             return
         link = NativeLink(self, event.link, dialled=False)
@@ -287,6 +287,6 @@ class NativeEndpoint:
             link.ended(event.reason)
 
     def _opened(self, event: _quic.Event) -> None:
-        stream = self.stream(event.stream)  # dropped again where its link is no more
+        stream = self.stream(event.stream)  # reset again if its link is gone
         if link := self._links.get(event.link):
             self._on_stream(link, StreamKind(event.kind), stream)

@@ -11,23 +11,23 @@ STACKS = ("native", "aioquic")
 
 
 def has_native() -> bool:
-    """Whether the compiled engine is part of this installation."""
+    """Whether this installation has the compiled QUIC endpoint."""
     return importlib.util.find_spec("meshllm.quic._quic") is not None
 
 
 def default_stack(client: bool) -> str:
-    """A lite client moves little, and does without compiled code."""
+    """aioquic for a lite client, which moves little data and may lack compiled code."""
     return "native" if has_native() and not client else "aioquic"
 
 
 def stack_named(name: str) -> MakeTransport:
-    """One of STACKS. Raises TransportError when it is not installed."""
+    """The endpoint of one of STACKS. Raises TransportError if it is not installed."""
     if name == "native":
         if not has_native():
-            raise TransportError("this installation is without the native QUIC engine; --quic aioquic does without")
+            raise TransportError("this installation lacks the compiled QUIC endpoint; use --quic aioquic")
         from meshllm.quic.native import NativeEndpoint
 
         return NativeEndpoint
-    from meshllm.quic.aio_endpoint import QuicEndpoint
+    from meshllm.quic.aio_endpoint import AioEndpoint
 
-    return QuicEndpoint
+    return AioEndpoint

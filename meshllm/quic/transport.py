@@ -1,7 +1,7 @@
-"""The narrow interface between the mesh and the packets below it: links between two nodes, and streams on them.
+"""The interface between the mesh and QUIC: links between two nodes, and streams on them.
 
-`native_quic.py` implements it with the compiled engine, `quic.py` with aioquic. Both speak the same QUIC: ALPN, mutual
-certificates, and the first byte of a stream that says its kind.
+`native.py` implements it with picoquic, in compiled code; `aio_endpoint.py` with aioquic. Both speak the same protocol:
+one ALPN, certificates on both sides, and a first byte in every stream that gives its kind.
 """
 
 from __future__ import annotations
@@ -20,41 +20,41 @@ HANDSHAKE_TIMEOUT_S = 5.0
 
 
 class StreamKind(enum.IntEnum):
-    """First byte of every stream, sent by the side that opened it."""
+    """The first byte of every stream, sent by the side that opens it."""
 
-    HELLO = 0  # admission: the only kind before the other side is known as a member
+    HELLO = 0  # admission: the only kind that is accepted before the peer is known to be a member
     GOSSIP = 1
-    RPC = 2  # ggml-rpc frames to the device server of the side that accepts
-    HTTP = 3  # HTTP/1.1 to the API of the side that accepts
+    RPC = 2  # ggml-rpc frames to the accepting side's device server
+    HTTP = 3  # HTTP/1.1 to the accepting side's API
     TRANSFER = 4  # model files
 
 
 class Stream(Protocol):
-    """Bytes in both directions. Raises TransportError once the stream or its link is gone."""
+    """Bytes in both directions. Methods raise TransportError once the stream or its link is gone."""
 
     async def read(self, limit: int = 1 << 18) -> bytes:
-        """What has come, at most `limit` bytes; b"" after the other side has finished."""
+        """Waits for data. Returns at most `limit` bytes, and b"" once the peer has finished."""
         ...
 
     async def write(self, data: bytes) -> None:
-        """Returns when so much of it has left that little is held here: backpressure."""
+        """Returns when little of it is still buffered here, which slows a fast writer down to the peer's pace."""
         ...
 
     def finish(self) -> None:
-        """No more of ours follows; may be called again."""
+        """Ends this side of the stream. May be called more than once."""
         ...
 
     def abort(self) -> None:
-        """Drops the stream in both directions at once, unless both have finished."""
+        """Resets the stream in both directions, unless both have finished."""
         ...
 
     async def splice(self, sock: socket.socket) -> None:
-        """Takes a connected socket, and joins both: until both directions have ended, or one has failed."""
+        """Takes over a connected socket and copies in both directions until both have ended, or one has failed."""
         ...
 
 
 class Link(Protocol):
-    """An encrypted connection to one peer that has proved its node id."""
+    """An encrypted connection to a peer that has proved its node id."""
 
     @property
     def peer_id(self) -> str: ...
@@ -62,7 +62,7 @@ class Link(Protocol):
     def peer_address(self) -> str: ...
     @property
     def dialled(self) -> bool:
-        """Whether this side opened it."""
+        """Whether this node opened it."""
         ...
 
     @property
@@ -81,7 +81,7 @@ class Link(Protocol):
 
     def open(self, kind: StreamKind) -> Stream: ...
     async def wait_closed(self) -> str:
-        """Why it was closed."""
+        """Waits, and returns why the link was closed."""
         ...
 
     def close(self, reason: str = "") -> None: ...
@@ -97,7 +97,7 @@ class Transport(Protocol):
     @property
     def port(self) -> int: ...
     async def dial(self, address: str, peer_id: str | None, timeout_s: float) -> Link:
-        """A link to who answers at "host:port", which must be `peer_id` if that is given. Raises TransportError."""
+        """Connects to "host:port". Raises TransportError, also if another node than `peer_id` is there."""
         ...
 
     async def close(self) -> None: ...

@@ -1,4 +1,4 @@
-"""Joins streams of the mesh and Unix sockets of this machine, without a look at the bytes."""
+"""Connects streams of the mesh with Unix sockets of this machine, byte for byte."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Tunnels:
         await self._tasks.__aexit__(*exc)
 
     async def open(self, path: Path, open_stream: Callable[[], Awaitable[Stream]]) -> None:
-        """Does nothing when the tunnel is open already. Raises OSError."""
+        """Does nothing if the tunnel is open. Raises OSError."""
         if path in self._listeners:
             return
         _remove(path)
@@ -71,7 +71,7 @@ class Tunnels:
             while True:
                 try:
                     sock, _ = await asyncio.get_running_loop().sock_accept(listener)
-                except OSError:  # too many open files, or the caller is gone again
+                except OSError:  # too many open files, or the caller has left
                     await asyncio.sleep(_RETRY_S)
                     continue
                 if self._tasks.spawn(partial(_forward, sock, open_stream), f"through tunnel {path.name}") is None:
@@ -85,7 +85,7 @@ class Tunnels:
 
 
 async def _forward(sock: socket.socket, open_stream: Callable[[], Awaitable[Stream]]) -> None:
-    with sock:  # unless the splice takes it
+    with sock:  # until the splice takes it over
         stream = await open_stream()
         await stream.splice(sock)
 

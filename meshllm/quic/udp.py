@@ -1,4 +1,4 @@
-"""The UDP port of a node: datagrams in batches, addresses of peers, and what is said when the port cannot be had."""
+"""A node's UDP port: datagrams in batches, peers' addresses, and the error when the port is taken."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ Datagram = tuple[bytes, Any]  # and the socket address of the other side
 class UdpSocket:
     """Bound to all addresses of both families, or of IPv4 alone on a machine without IPv6.
 
-    On Linux many datagrams cost one system call: the kernel cuts and joins them. Raises TransportError.
+    On Linux the kernel segments and coalesces datagrams (UDP GSO and GRO), so that many cost one system call.
+    Raises TransportError.
     """
 
     def __init__(self, port: int) -> None:
@@ -38,7 +39,7 @@ class UdpSocket:
         self.family = self._socket.family
         self._offload = False
         if sys.platform == "linux":
-            with contextlib.suppress(OSError):  # a kernel of before 2018, which knows neither
+            with contextlib.suppress(OSError):  # kernels before 2018 have neither
                 self._socket.setsockopt(socket.IPPROTO_UDP, _UDP_SEGMENT, 0)
                 self._socket.setsockopt(socket.IPPROTO_UDP, _UDP_GRO, 1)
                 self._offload = True
@@ -54,20 +55,20 @@ class UdpSocket:
         self._socket.close()
 
     def receive(self) -> list[Datagram] | None:
-        """What one call brings, without waiting; None when nothing is there."""
+        """The datagrams of one system call; None when none is waiting."""
         try:
             data, controls, _flags, address = self._socket.recvmsg(_LARGEST, socket.CMSG_SPACE(_INT.size))
         except (BlockingIOError, InterruptedError):
             return None
         except OSError:
-            return []  # an ICMP error of an earlier datagram
+            return []  # an ICMP error about a datagram that was sent
         if not controls:
             return [(data, address)]
         size = max(1, _INT.unpack(controls[0][2][: _INT.size])[0])
         return [(data[at : at + size], address) for at in range(0, len(data), size)]
 
     def send(self, datagrams: Sequence[Datagram]) -> None:
-        """What a full buffer or an unreachable network does not take is lost, as the network would lose it."""
+        """Datagrams that the kernel does not take are lost, as the network might lose them."""
         for run, address in _runs(datagrams):
             if len(run) == 1 or not self._offload:
                 self._send_singly(run, address)
@@ -78,7 +79,7 @@ class UdpSocket:
             except BlockingIOError:
                 pass
             except OSError as error:
-                self._offload = error.errno != errno.EIO  # a device that cannot fill in checksums of segments
+                self._offload = error.errno != errno.EIO  # the device cannot compute the segments' checksums
                 self._send_singly(run, address)
 
     def _send_singly(self, datagrams: Sequence[bytes], address: Any) -> None:
@@ -88,7 +89,7 @@ class UdpSocket:
 
 
 def _runs(datagrams: Sequence[Datagram]) -> Iterator[tuple[list[bytes], Any]]:
-    """Those that follow each other to one address and have one size, but for a last one that may be shorter."""
+    """Consecutive datagrams to one address and of one size; the last of a run may be shorter."""
     for address, group in itertools.groupby(datagrams, key=lambda one: one[1]):
         run: list[bytes] = []
         for data, _ in group:
@@ -107,10 +108,10 @@ def bind_error(port: int, error: OSError) -> TransportError:
 
 
 async def resolve(address: str, family: int) -> Any:
-    """The socket address of "host:port" in that family, IPv4 in the guise of IPv6 if need be. Raises TransportError."""
+    """The socket address of "host:port" in that family, IPv4 mapped into IPv6 if need be. Raises TransportError."""
     parts = split_address(address)
     if parts is None:
-        raise TransportError(f"{address} is not an address")
+        raise TransportError(f"{address} is not an address; write HOST:PORT")
     mapped = socket.AI_V4MAPPED | socket.AI_ALL if family == socket.AF_INET6 else 0
     try:
         infos = await asyncio.get_running_loop().getaddrinfo(

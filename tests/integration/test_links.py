@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from support.relay import Relay
+from support.waiting import until
 
 from meshllm.errors import MeshError, MeshLlmError, TransportError
 from meshllm.mesh import mesh as network
@@ -111,12 +112,6 @@ def token_of(peer: Peer, secret: bytes = SECRET) -> Token:
     return Token(MESH, peer.id, (peer.address,), make_ticket(secret, MESH, "12" * 16))
 
 
-async def until(check: Callable[[], object], timeout_s: float = 10) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not check():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-
-
 async def joined(bench: Bench) -> tuple[Peer, Peer]:
     seed = bench.peer()
     token = token_of(seed)
@@ -213,7 +208,7 @@ def test_stranger_is_refused_in_words_and_logged_once(credentials: Credentials) 
         for _ in range(3):
             stranger = bench.peer(credentials.secret, ticket=make_ticket(b"y" * 16, MESH, "12" * 16))
             await asyncio.sleep(0)
-            with pytest.raises(MeshError, match="not of this mesh"):
+            with pytest.raises(MeshError, match="does not belong to this mesh"):
                 await stranger.mesh.join(token_of(seed))
             assert stranger.mesh.membership.present().keys() == {stranger.id}
         assert len(seed.log) == 1 and "refused 127.0.0.1" in seed.log[0]

@@ -24,11 +24,12 @@ from aioquic.asyncio.server import serve
 from aioquic.quic.configuration import QuicConfiguration
 from support import lab as netlab
 from support.relay import Relay
+from support.waiting import until
 
 from meshllm.errors import MeshLlmError
 from meshllm.quic.address import join_address
-from meshllm.quic.aio_endpoint import QuicEndpoint
-from meshllm.quic.aio_link import QuicLink
+from meshllm.quic.aio_endpoint import AioEndpoint
+from meshllm.quic.aio_link import AioLink
 from meshllm.quic.identity import make_identity
 from meshllm.quic.native import NativeEndpoint
 from meshllm.quic.stacks import STACKS
@@ -46,11 +47,6 @@ def run(work: Callable[[AsyncExitStack], Awaitable[None]], timeout_s: float = 20
             await work(stack)
 
     uvloop.run(main())
-
-
-async def until(check: Callable[[], object]) -> None:
-    while not check():  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
 
 
 class Echo:
@@ -121,7 +117,7 @@ def exchange_over(
     return exchange
 
 
-@pytest.mark.parametrize(("server", "client"), [(NativeEndpoint, QuicEndpoint), (QuicEndpoint, NativeEndpoint)])
+@pytest.mark.parametrize(("server", "client"), [(NativeEndpoint, AioEndpoint), (AioEndpoint, NativeEndpoint)])
 def test_our_engines_speak_to_each_other(server: MakeTransport, client: MakeTransport) -> None:
     async def work(stack: AsyncExitStack) -> None:
         echo, dialling = await started(stack, server), await started(stack, client)
@@ -130,8 +126,8 @@ def test_our_engines_speak_to_each_other(server: MakeTransport, client: MakeTran
         stream = link.open(StreamKind.RPC)
 
         async def new_keys() -> None:
-            aioquic = link if isinstance(link, QuicLink) else echo.links[0]
-            assert isinstance(aioquic, QuicLink)
+            aioquic = link if isinstance(link, AioLink) else echo.links[0]
+            assert isinstance(aioquic, AioLink)
             aioquic._quic.request_key_update()
 
         exchange = exchange_over(stream.read, stream.write)

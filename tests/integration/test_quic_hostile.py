@@ -23,8 +23,8 @@ from aioquic.quic.connection import QuicConnection
 from aioquic.tls import Epoch
 
 from meshllm.errors import TransportError
-from meshllm.quic.aio_endpoint import QuicEndpoint
-from meshllm.quic.aio_link import QuicLink
+from meshllm.quic.aio_endpoint import AioEndpoint
+from meshllm.quic.aio_link import AioLink
 from meshllm.quic.identity import Identity, make_identity
 from meshllm.quic.native import NativeEndpoint
 from meshllm.quic.transport import ALPN, Link, MakeTransport, Stream, StreamKind
@@ -60,7 +60,7 @@ def victim() -> Iterator[Victim]:
             process.kill()
 
 
-Attack = Callable[[QuicLink], Awaitable[None]]
+Attack = Callable[[AioLink], Awaitable[None]]
 
 
 async def works(victim: Victim) -> float:
@@ -88,7 +88,7 @@ def attacked(victim: Victim, attack: Attack) -> None:
     async def main() -> None:
         await works(victim)
         before, _, links = victim.state()
-        bad = QuicEndpoint(make_identity(), lambda _link: None, lambda *_: None)
+        bad = AioEndpoint(make_identity(), lambda _link: None, lambda *_: None)
         bad.start(0)
         async with asyncio.timeout(60):
             link = await bad.dial(victim.address, None, 10)
@@ -103,7 +103,7 @@ def attacked(victim: Victim, attack: Attack) -> None:
     asyncio.run(main())
 
 
-async def sent(link: QuicLink) -> None:
+async def sent(link: AioLink) -> None:
     """Until the link has said all it may, or is closed."""
     for _ in range(200):
         link.transmit()
@@ -113,7 +113,7 @@ async def sent(link: QuicLink) -> None:
 
 
 def test_flood_of_streams(victim: Victim) -> None:
-    async def attack(link: QuicLink) -> None:
+    async def attack(link: AioLink) -> None:
         for i in range(3000):
             link._quic.send_stream_data(4 * i, bytes([StreamKind.TRANSFER]) + bytes(1000))
         await sent(link)
@@ -122,7 +122,7 @@ def test_flood_of_streams(victim: Victim) -> None:
 
 
 def test_streams_that_never_say_what_they_are(victim: Victim) -> None:
-    async def attack(link: QuicLink) -> None:
+    async def attack(link: AioLink) -> None:
         for i in range(250):
             stream = link._quic._get_or_create_stream_for_send(4 * i)
             stream.sender.write(bytes(1001))
@@ -135,7 +135,7 @@ def test_streams_that_never_say_what_they_are(victim: Victim) -> None:
 def test_pieces_without_a_beginning(victim: Victim) -> None:
     """Each byte by itself costs its receiver what a whole packet does."""
 
-    async def attack(link: QuicLink) -> None:
+    async def attack(link: AioLink) -> None:
         for i in range(100):
             stream = link._quic._get_or_create_stream_for_send(4 * i)
             stream.sender.write(bytes(800))
@@ -153,7 +153,7 @@ def test_data_behind_a_reset_begins_no_new_stream() -> None:
     async def main() -> None:
         opened: list[Stream] = []
         server = NativeEndpoint(make_identity(), lambda _link: None, lambda _link, _kind, stream: opened.append(stream))
-        bad = QuicEndpoint(make_identity(), lambda _link: None, lambda *_: None)
+        bad = AioEndpoint(make_identity(), lambda _link: None, lambda *_: None)
         for endpoint in (server, bad):
             endpoint.start(0)
         link = await bad.dial(f"127.0.0.1:{server.port}", None, 10)
@@ -185,7 +185,7 @@ def test_data_behind_a_reset_begins_no_new_stream() -> None:
 
 
 def test_streams_of_unknown_kind_are_refused_and_the_link_lives(victim: Victim) -> None:
-    async def attack(link: QuicLink) -> None:
+    async def attack(link: AioLink) -> None:
         for i in range(100):
             link._quic.send_stream_data(4 * i, bytes([5 + i]) + bytes(100))
         await sent(link)
@@ -201,7 +201,7 @@ def test_streams_of_unknown_kind_are_refused_and_the_link_lives(victim: Victim) 
 def test_streams_that_nobody_reads(victim: Victim) -> None:
     """The victim's own: it keeps what it has been sent, by the window of each stream."""
 
-    async def attack(link: QuicLink) -> None:
+    async def attack(link: AioLink) -> None:
         for i in range(100):
             link._quic.send_stream_data(4 * i, bytes([StreamKind.TRANSFER]) + bytes(1_000_000))
         await sent(link)
@@ -210,7 +210,7 @@ def test_streams_that_nobody_reads(victim: Victim) -> None:
 
 
 def test_a_peer_that_asks_and_does_not_read(victim: Victim) -> None:
-    async def attack(link: QuicLink) -> None:
+    async def attack(link: AioLink) -> None:
         for i in range(50):
             link._quic.send_stream_data(4 * i, bytes([StreamKind.RPC]) + bytes(1_000_000))
         await sent(link)
@@ -219,7 +219,7 @@ def test_a_peer_that_asks_and_does_not_read(victim: Victim) -> None:
 
 
 def test_garbage(victim: Victim) -> None:
-    async def attack(link: QuicLink) -> None:
+    async def attack(link: AioLink) -> None:
         rng = random.Random(3)
         mine = [bytes(cid.cid) for cid in link._quic._peer_cid_available] + [link._quic._peer_cid.cid]
         heads = [b"\xc3\x00\x00\x00\x01\x08", b"\xc0\x6b\x33\x43\xcf\x08", b"\x43", b"", b"\xff\x00\x00\x00\x00"]
@@ -237,7 +237,7 @@ def test_garbage(victim: Victim) -> None:
 def test_strangers_that_begin_handshakes_and_go(victim: Victim) -> None:
     """Beyond some half-open ones each has to show that it hears what is sent to its address (RFC 9000 section 8.1)."""
 
-    async def attack(link: QuicLink) -> None:
+    async def attack(link: AioLink) -> None:
         configuration = link._quic.configuration
         _, cpu_s, _ = victim.state()
         answers = 0
@@ -260,7 +260,7 @@ def test_strangers_that_begin_handshakes_and_go(victim: Victim) -> None:
 
 def test_a_peer_without_a_certificate_is_refused(victim: Victim) -> None:
     async def main() -> None:
-        class Anonymous(QuicEndpoint):
+        class Anonymous(AioEndpoint):
             def _configuration(self, is_client: bool, datagram_size: int) -> Any:
                 configuration = super()._configuration(is_client, datagram_size)
                 configuration.certificate = configuration.private_key = None
@@ -312,7 +312,7 @@ class Impostor(QuicConnection):
         self.tls._client_handle_finished = finish_with_doubt  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize("make", [NativeEndpoint, QuicEndpoint])
+@pytest.mark.parametrize("make", [NativeEndpoint, AioEndpoint])
 def test_an_impostor_is_refused_who_insists(make: MakeTransport) -> None:
     """picotls takes a second signature unseen, after one that was wrong, in packets that come together."""
 

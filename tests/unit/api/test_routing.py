@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshllm.api.routing import Affinity, Candidate, Loads, RequestInfo, find_model, read_request_info
+from meshllm.api.routing import Affinity, Candidate, Load, RequestInfo, find_model, read_request_info
 from meshllm.errors import NotJsonError, UnknownModelError
 
 SERVED = [("Qwen2.5-32B-Instruct-Q4_K_M", "a"), ("SmolLM2-135M-Instruct.Q4_1", "b")]
@@ -86,19 +86,18 @@ def test_the_least_loaded_then_the_nearest() -> None:
     assert chosen.node_id == "c"
 
 
-def test_loads_count_what_goes_through_here_and_what_others_bring() -> None:
+def test_a_load_counts_what_goes_through_here_and_what_others_bring() -> None:
     now = [0.0]
-    loads = Loads(lambda: now[0])
-    loads.begin("x")
-    loads.begin("x")
-    assert loads.of("x") == 2
-    loads.report("x", 5)
-    assert loads.of("x") == 5
-    loads.end("x")
-    assert loads.of("x") == 4
-    loads.fail("x")
-    assert loads.of("x") > 100 and loads.in_work("x") == 1
-    now[0] = 60.0
-    assert loads.of("x") == 1
-    loads.end("x")
-    assert loads.of("x") == loads.of("nobody") == 0
+    ended: list[int] = []
+    load = Load(lambda: now[0], lambda: ended.append(1))
+    with load:
+        with load:
+            assert load.total == 2
+            load.report(5)
+            assert load.total == 5
+        assert load.total == 4 and not ended
+        load.fail()
+        assert load.total > 100 and load.through_here == 1
+        now[0] = 60.0
+        assert load.total == 1
+    assert load.total == 0 and ended

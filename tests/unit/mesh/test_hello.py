@@ -43,7 +43,7 @@ def test_members_need_no_ticket() -> None:
         (Credentials(MESH, None), OTHER, frozenset(), "a token is needed"),
         (Credentials(MESH, b"x" * 16), OTHER, frozenset(), "a token is needed"),
         (Credentials("00" * 16, None, TICKET), OTHER, frozenset(), "another mesh"),
-        (Credentials(MESH, None, replace(TICKET, mac="0" * 64)), OTHER, frozenset(), "not of this mesh"),
+        (Credentials(MESH, None, replace(TICKET, mac="0" * 64)), OTHER, frozenset(), "does not belong to this mesh"),
         (Credentials(MESH, None, TICKET), OTHER, frozenset({TICKET.serial}), "revoked"),
         (Credentials(MESH, SECRET), NODE, frozenset(), "a token is needed"),  # somebody else's proof, recorded
     ],

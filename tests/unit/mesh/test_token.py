@@ -48,11 +48,11 @@ def altered(**changes: object) -> str:
         ("hello", "is not a mesh-llm token"),
         ("", "is not a mesh-llm token"),
         (encode(TOKEN)[:-30], "cut off"),
-        (altered(mesh="00" * 16), "was changed"),
-        (altered(expires=99), "was changed"),
-        (altered(v=2), "of version 2"),
+        (altered(mesh="00" * 16), "was altered"),
+        (altered(expires=99), "was altered"),
+        (altered(v=2), "has version 2"),
         (encode(replace(TOKEN, ticket=make_ticket(SECRET, MESH, "12" * 16, expires=100))), "has expired"),
-        (encode(replace(TOKEN, addresses=())), "names no address"),
+        (encode(replace(TOKEN, addresses=())), "has no addresses"),
         (encode(replace(TOKEN, addresses=("/etc/passwd",))), "malformed address"),
     ],
 )
@@ -75,5 +75,7 @@ def test_tickets_are_of_one_mesh_and_may_end() -> None:
     assert why_refused(ticket, SECRET, MESH, frozenset(), now=50) is None
     assert "expired" in str(why_refused(ticket, SECRET, MESH, frozenset(), now=101))
     assert "revoked" in str(why_refused(ticket, SECRET, MESH, frozenset({"12" * 16}), now=50))
-    assert "not of this mesh" in str(why_refused(ticket, b"t" * 16, MESH, frozenset(), now=50))
-    assert "not of this mesh" in str(why_refused(replace(ticket, expires=200), SECRET, MESH, frozenset(), now=50))
+    assert "does not belong to this mesh" in str(why_refused(ticket, b"t" * 16, MESH, frozenset(), now=50))
+    assert "does not belong to this mesh" in str(
+        why_refused(replace(ticket, expires=200), SECRET, MESH, frozenset(), now=50)
+    )

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from support.waiting import until
 
 from meshllm.errors import EngineError, MeshLlmError
 from meshllm.mesh.announcement import Announcement, ModelInfo, Serving
@@ -76,10 +77,8 @@ class FakeWorker:
 
 class Setup:
     def __init__(self) -> None:
-        self.mesh, self.worker, self.busy = FakeMesh(), FakeWorker(), 0
-        self.hosting = Hosting(
-            cast(Any, self.mesh), cast(Any, self.worker), lambda i: Path(f"/{i[:3]}.sock"), lambda: self.busy
-        )
+        self.mesh, self.worker = FakeMesh(), FakeWorker()
+        self.hosting = Hosting(cast(Any, self.mesh), cast(Any, self.worker), lambda i: Path(f"/{i[:3]}.sock"))
 
     @property
     def announced(self) -> tuple[Serving, ...]:
@@ -90,12 +89,6 @@ class Setup:
         await until(lambda: self.worker.engine)
         self.worker.become_ready()
         await until(lambda: self.announced and self.announced[0].ready)
-
-
-async def until(check: Callable[[], object]) -> None:
-    async with asyncio.timeout(5):
-        while not check():  # noqa: ASYNC110
-            await asyncio.sleep(0)
 
 
 def run(work: Callable[[Setup], Awaitable[None]]) -> None:
@@ -129,14 +122,12 @@ def test_ready_is_announced_when_the_engine_is() -> None:
 def test_an_engine_finishes_its_requests_before_another_group_begins() -> None:
     async def work(setup: Setup) -> None:
         await setup.serving(ALONE)
-        setup.busy = 1
-        await setup.hosting.follow(ALONE_OTHER)
-        assert setup.announced == (Serving(MODEL.fingerprint, (), False),) and setup.hosting.socket is None
-        seen = setup.mesh.changes.version
-        setup.hosting.request_ended()  # one of two
-        assert setup.mesh.changes.version == seen
-        setup.busy = 0
-        setup.hosting.request_ended()
+        with setup.hosting.load:
+            with setup.hosting.load:
+                await setup.hosting.follow(ALONE_OTHER)
+                assert setup.announced == (Serving(MODEL.fingerprint, (), False),) and setup.hosting.socket is None
+                seen = setup.mesh.changes.version
+            assert setup.mesh.changes.version == seen  # one of two
         assert setup.mesh.changes.version > seen
         await setup.hosting.follow(ALONE_OTHER)
         await until(lambda: len(setup.worker.served) == 2)
@@ -148,10 +139,10 @@ def test_an_engine_finishes_its_requests_before_another_group_begins() -> None:
 def test_a_group_that_comes_back_ends_the_draining() -> None:
     async def work(setup: Setup) -> None:
         await setup.serving(ALONE)
-        setup.busy = 1
-        await setup.hosting.follow(None)
-        assert not setup.announced[0].ready
-        await setup.hosting.follow(ALONE)
+        with setup.hosting.load:
+            await setup.hosting.follow(None)
+            assert not setup.announced[0].ready
+            await setup.hosting.follow(ALONE)
         assert setup.announced[0].ready and setup.hosting.socket and len(setup.worker.served) == 1
 
     run(work)
@@ -160,8 +151,9 @@ def test_a_group_that_comes_back_ends_the_draining() -> None:
 def test_an_engine_that_lost_a_stage_has_nothing_to_finish() -> None:
     async def work(setup: Setup) -> None:
         await setup.serving(WITH_PEER)
-        setup.busy, setup.mesh.peer = 1, None
-        await setup.hosting.follow(ALONE)
+        setup.mesh.peer = None
+        with setup.hosting.load:
+            await setup.hosting.follow(ALONE)
         await until(lambda: len(setup.worker.served) == 2)
 
     run(work)

@@ -1,0 +1,108 @@
+"""What llama-server is started with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from meshllm import rpc
+from meshllm.engine.binaries import Binaries
+from meshllm.engine.launch import Speculation, StageAddress, StageServer, make_launch_spec
+from meshllm.errors import EngineError
+from meshllm.models.store import Model, load_model
+
+BINARIES = Binaries(Path("/b/llama-server"), Path("/b/leash"), Path("/b/backend.so"))
+GB = 10**9
+
+
+@pytest.fixture(scope="module")
+def loaded(model: Path) -> Model:
+    return load_model(model)
+
+
+def server(name: str, *free_gb: float, models: tuple[str, ...] = ()) -> StageServer:
+    devices = tuple(rpc.DeviceInfo("CPU", "its CPU", "CPU", int(gb * GB), int(gb * GB)) for gb in free_gb)
+    return StageServer(
+        StageAddress(name, f"/s/{name}", f"{name}:1"), rpc.ServerInfo("mesh", devices, frozenset(models))
+    )
+
+
+def make(loaded: Model, *servers: StageServer, split: tuple[float, ...] | None = None, **options: Any) -> Any:
+    options = {"host_device": "CPU", "extra_args": ()} | options
+    return make_launch_spec(loaded, BINARIES, servers, split, **options)
+
+
+def value_of(command: list[str], option: str) -> str:
+    assert command.count(option) == 1
+    return command[command.index(option) + 1]
+
+
+def test_one_machine_alone(loaded: Model) -> None:
+    spec = make(loaded, extra_args=("-c", "512"))
+    command = spec.command(Path("/run/engine.sock"))
+    assert command[0] == "/b/llama-server" and command[-2:] == ["-c", "512"]
+    assert value_of(command, "--host") == "/run/engine.sock" and value_of(command, "--alias") == loaded.name
+    assert spec.host_layers == 30 and not {"--device", "--tensor-split", "--spec-type"} & set(command)
+
+
+def test_stages_share_by_their_free_memory(loaded: Model) -> None:
+    fingerprint = loaded.fingerprint().hex()
+    spec = make(loaded, server("near", 20, 10, models=(fingerprint,)), server("far", 30))
+    assert [(s.name, s.device, s.n_layers, s.has_model) for s in spec.stages] == [
+        ("near", 0, 10, True),
+        ("near", 1, 6, True),
+        ("far", 0, 14, False),
+    ]
+    assert spec.host_layers == 0
+    in_layers = sum(tensor.size for tensor in loaded.info.tensors if tensor.name.startswith("blk."))
+    assert sum(stage.weight_bytes for stage in spec.stages) == in_layers
+    command = spec.command(Path("/s"))
+    assert value_of(command, "--device") == "STAGE0,STAGE1,STAGE2,HOST"
+    assert value_of(command, "--tensor-split") == "10,6,14,1"
+    assert value_of(command, "-ngl") == "999" and value_of(command, "--fit") == "off"
+
+
+def test_the_backend_is_told_of_every_stage(loaded: Model) -> None:
+    spec = make(loaded, server("a", 1, 1), host_device="CUDA0")
+    config = orjson.loads(spec.backend_config(Path("/run/counters.bin")))
+    assert config["stages"] == [
+        {"name": "a", "address": "/s/a", "peer_address": "a:1", "device": device} for device in (0, 1)
+    ]
+    assert config["model"] == {"fingerprint": loaded.fingerprint().hex(), "files": list(loaded.files)}
+    assert (config["host_device"], config["counters"]) == ("CUDA0", "/run/counters.bin")
+
+
+@pytest.mark.parametrize(
+    ("split", "layers"), [((2.0, 1.0), [20, 10, 0]), ((1.0, 1.0, 1.0), [10, 10, 10]), ((1.0, 1.0, 0.0), [15, 15, 0])]
+)
+def test_a_split_by_hand(loaded: Model, split: tuple[float, ...], layers: list[int]) -> None:
+    spec = make(loaded, server("a", 1), server("b", 5), split=split)
+    assert sum(stage.n_layers for stage in spec.stages) + spec.host_layers == 30
+    assert all(abs(s.n_layers - n) <= 1 for s, n in zip(spec.stages, layers, strict=False))
+    assert abs(spec.host_layers - layers[-1]) <= 1
+
+
+@pytest.mark.parametrize("split", [(1.0,), (1.0, 1.0, 1.0, 1.0)])
+def test_a_split_of_another_length(loaded: Model, split: tuple[float, ...]) -> None:
+    with pytest.raises(EngineError, match=rf"--tensor-split has {len(split)} numbers for 2 stages"):
+        make(loaded, server("a", 1), server("b", 1), split=split)
+
+
+def test_without_a_choice_the_host_takes_what_ggml_has(loaded: Model) -> None:
+    assert make(loaded, host_device=None).host_device in {device.name for device in rpc.list_devices()}
+
+
+@pytest.mark.parametrize("split_model", [False, True])
+def test_speculation(loaded: Model, split_model: bool) -> None:
+    servers = (server("a", 1),) if split_model else ()
+    ngram = make(loaded, *servers, speculation=Speculation(None, 7)).command(Path("/s"))
+    assert value_of(ngram, "--spec-type") == "ngram-simple" and value_of(ngram, "--spec-ngram-simple-size-m") == "7"
+    draft = make(loaded, *servers, speculation=Speculation(loaded, 7)).command(Path("/s"))
+    assert value_of(draft, "--spec-draft-model") == loaded.files[0] and value_of(draft, "--spec-draft-n-max") == "7"
+    assert ("--spec-draft-device" in draft) is split_model
+    assert value_of(draft, "--poll") == "0"
+    on_gpu = make(loaded, *servers, speculation=Speculation(loaded, 7), host_device="CUDA0").command(Path("/s"))
+    assert "--poll" not in on_gpu
