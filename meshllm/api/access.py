@@ -1,4 +1,4 @@
-"""Who may use the endpoint: an API key, and which web pages."""
+"""Who may use the endpoint: holders of the API key, and web pages of known origin."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _ADMITTED = web.RequestKey("admitted origin", str)
 
 @dataclass(frozen=True)
 class Access:
-    """`api_key` "" for none; `origins` of web pages beside those of this machine, or ANY.
+    """`api_key`: "" for none. `origins` of web pages that are admitted besides this machine's, or ANY.
 
-    `local`: the endpoint listens at this machine's own addresses only, so that no other name may lead to it.
+    `local`: the endpoint listens on loopback addresses only, so requests that name another host are refused.
     """
 
     api_key: str = ""
@@ -39,13 +39,13 @@ class Access:
         return any(hmac.compare_digest(key.encode(errors="surrogateescape"), self.api_key.encode()) for key in keys)
 
     def admits_host(self, host: str) -> bool:
-        """Against pages whose own name leads here (DNS rebinding): their requests name it."""
+        """Against DNS rebinding: such a page's own host name leads here, and its requests carry that name."""
         name = (urlsplit(f"//{host}").hostname or "") if host else ""
         named = any(urlsplit(origin).hostname == name for origin in self.origins)
         return not self.local or ANY in self.origins or named or not name or _is_here(name) or _is_address(name)
 
     def admits_origin(self, origin: str, host: str) -> bool:
-        """A page of this machine, of this endpoint itself under its address, or of who was named."""
+        """Admits pages of this machine, of this endpoint itself by its IP address, and of the named origins."""
         if ANY in self.origins or origin.lower().rstrip("/") in (o.lower().rstrip("/") for o in self.origins):
             return True
         try:
@@ -77,16 +77,18 @@ def middleware(access: Access, public: Collection[str]) -> Middleware:
     async def check(request: web.Request, handler: _Handler) -> web.StreamResponse:
         origin = request.headers.get("Origin")
         if origin is not None and not access.admits_origin(origin, request.host):
-            text = f"pages of {origin[:100]} may not use this endpoint; --cors-origin {origin[:100]} would let them"
+            text = f"pages of {origin[:100]} may not use this endpoint; allow them with --cors-origin {origin[:100]}"
             return error_response(403, "permission_error", text)
         if not access.admits_host(request.host):
-            return error_response(403, "permission_error", f"this endpoint is not called {request.host[:100]}")
+            text = f"this endpoint is not {request.host[:100]}; call it localhost, or by its IP address"
+            return error_response(403, "permission_error", text)
         if origin is not None:
             request[_ADMITTED] = origin
         if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
             return _preflight(request)
         if request.path not in public and not access.admits_key(request.headers):
-            response = error_response(401, "authentication_error", "give the API key as: Authorization: Bearer KEY")
+            text = "the API key is missing or wrong; send it as Authorization: Bearer KEY"
+            response = error_response(401, "authentication_error", text)
             response.headers["WWW-Authenticate"] = "Bearer"
             return response
         return await handler(request)
@@ -95,7 +97,7 @@ def middleware(access: Access, public: Collection[str]) -> Middleware:
 
 
 async def add_cors(request: web.Request, response: web.StreamResponse) -> None:
-    """For aiohttp's on_response_prepare: also on answers that stream."""
+    """For aiohttp's on_response_prepare, which also sees responses that stream."""
     if origin := request.get(_ADMITTED):
         response.headers["Access-Control-Allow-Origin"] = origin
         response.headers["Vary"] = "Origin"

@@ -1,4 +1,4 @@
-"""How long answers take, in the buckets that Prometheus wants."""
+"""How long answers take, as Prometheus histograms."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ BOUNDS_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 @dataclass(frozen=True)
 class HistogramStatus:
-    """`buckets`: upper bound in seconds, and how many answers took no longer. `sum` in seconds."""
+    """`buckets`: an upper bound in seconds and the number of answers within it. `sum` in seconds."""
 
     buckets: tuple[tuple[float, int], ...]
     count: int

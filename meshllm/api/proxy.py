@@ -1,4 +1,4 @@
-"""Passes every request on to a llama-server, here or behind another node, and answers itself while there is none."""
+"""Forwards every request to a llama-server, here or behind another node; answers itself while there is none."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from meshllm.api.routing import RequestInfo, read_request_info
 from meshllm.api.target import PeerTarget, PublicTarget, Served, Target, Upstream
 from meshllm.errors import NotJsonError, UnknownModelError
 
-HOLD_S = 60.0  # how long a request waits for an engine that is loading
-MAX_BODY_BYTES = 64 << 20  # images come inside
+HOLD_S = 60.0  # how long a request waits while its engine is loading
+MAX_BODY_BYTES = 64 << 20  # requests may contain images
 _RETRY_S = 0.1
-_READ_IN_THREAD = 1 << 20  # bytes of JSON that would hold up the event loop
-# From node to node, and never further:
-MODEL_HEADER = "Mesh-LLM-Model"  # the fingerprint that the asking node thinks the host serves
-ENGINE_PATH = "/mesh/engine"  # what a host tells of its engine
-_TRY_ELSEWHERE = "Mesh-LLM-Ask-Again"  # this host has no engine for it at present
-_BUSY = "Mesh-LLM-Busy"  # requests in work at the host
+_READ_IN_THREAD = 1 << 20  # bytes of JSON above which parsing would hold up the event loop
+# Between nodes only:
+MODEL_HEADER = "Mesh-LLM-Model"  # in requests: the fingerprint that the sender believes the host serves
+ENGINE_PATH = "/mesh/engine"  # answers with the host's EngineStatus
+_TRY_ELSEWHERE = "Mesh-LLM-Ask-Again"  # in answers: the host has no engine for the request
+_BUSY = "Mesh-LLM-Busy"  # in answers: requests in work at the host
 _OURS = "mesh-llm-"
-_MAX_ATTEMPTS = 3  # a request that kills engines may not kill them for ever
+_MAX_ATTEMPTS = 3  # of a request that may itself be what kills the engine
 _MAX_CONNECTIONS = 512
-# RFC 9110 section 7.6.1: these belong to one connection, not to the message
+# RFC 9110 section 7.6.1: these belong to the connection, not to the message
 _HOP_BY_HOP = {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer"}
 _HOP_BY_HOP |= {"transfer-encoding", "upgrade", "proxy-connection"}
 
 
 class _TryElsewhere(aiohttp.ClientError):
-    """Nothing was computed, or nothing of it can be had; somebody else may serve the request."""
+    """This server gave no result; another may serve the request."""
 
 
 class _Sessions:
@@ -67,7 +67,7 @@ _SESSIONS = web.AppKey("upstreams", _Sessions)
 def make_app(
     target: PublicTarget, access: Access, routes: Sequence[web.RouteDef] = (), public: Collection[str] = ()
 ) -> web.Application:
-    """The endpoint of people and programs. `routes` come before its own; `public` paths need no key."""
+    """The endpoint for users. `routes` precede its own; `public` paths need no key."""
     endpoint = _PublicEndpoint(target, access)
     app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[middleware(access, {"/health", *public})])
     app.on_response_prepare.append(add_cors)
@@ -82,7 +82,7 @@ def make_app(
 
 
 def make_peer_app(own: PeerTarget) -> web.Application:
-    """The endpoint of other nodes: for the engine of this one, and nothing further."""
+    """The endpoint for other nodes: it reaches the engine of this node, and nothing beyond it."""
     endpoint = _PeerEndpoint(own)
     app = web.Application(client_max_size=MAX_BODY_BYTES)
     app.cleanup_ctx.append(_with_sessions)
@@ -158,7 +158,7 @@ class _PeerEndpoint:
 
 
 async def _read_body(request: web.Request) -> bytes | web.Response:
-    """Whole, so that it can be sent again when the engine dies; or the error."""
+    """The whole body, so that it can be sent again if the engine dies; or the error."""
     try:
         return await request.read()
     except web.HTTPRequestEntityTooLarge:
@@ -175,7 +175,7 @@ async def _read_request_info(request: web.Request, body: bytes) -> RequestInfo:
 
 @dataclass(frozen=True)
 class _Forwarding:
-    """One request on its way to a server, and to another when that fails."""
+    """One request on its way to a server, and to another if that one fails."""
 
     request: web.Request
     body: bytes
@@ -186,7 +186,7 @@ class _Forwarding:
     latencies: Latencies | None = None
 
     async def run(self, hold_s: float) -> web.StreamResponse:
-        """The answer, or an error when no server gives one in `hold_s` seconds. Once it began it may last for ever."""
+        """Answers with an error if no server takes the request in `hold_s` seconds. The answer has no time limit."""
         deadline, attempts = time.monotonic() + hold_s, 0
         is_new = self.request.method == "POST"
         try:
@@ -197,7 +197,7 @@ class _Forwarding:
                         return await self._try(upstream)
                 except aiohttp.ClientError as error:
                     upstream.load.fail()
-                    # Nothing was answered. Who cannot be connected to has not died of the request.
+                    # No part of an answer was sent. A server that refuses connections did not die of this request.
                     attempts += not isinstance(error, aiohttp.ClientConnectorError | _TryElsewhere)
                     if attempts >= _MAX_ATTEMPTS or time.monotonic() >= deadline:
                         break
@@ -207,9 +207,9 @@ class _Forwarding:
         return _unavailable(self.target.reason_for(self.info))
 
     async def _try(self, upstream: Upstream) -> web.StreamResponse:
-        """When the client goes, aiohttp cancels us and with us the engine's work.
+        """Raises aiohttp.ClientError as long as no part of the answer has been sent.
 
-        Raises aiohttp.ClientError as long as nothing of the answer has been sent.
+        When the client disconnects, aiohttp cancels this, which ends the work in the engine.
         """
         began = time.monotonic()
         session = self.request.app[_SESSIONS].session(upstream.socket)
@@ -238,7 +238,7 @@ class _Forwarding:
             async for chunk in answer.content.iter_any():
                 await response.write(chunk)
         except aiohttp.ClientError:
-            # The engine died in the middle: an answer cut off must not look complete.
+            # The engine died in the middle: a truncated answer must not look complete.
             if self.request.transport:
                 self.request.transport.abort()
             raise asyncio.CancelledError from None
@@ -250,13 +250,13 @@ class _Forwarding:
 
 
 def _end_to_end(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
-    """Without what concerns only one of the two connections."""
+    """The headers that belong to the message rather than to one of the two connections."""
     named = {name.strip().lower() for name in headers.get("Connection", "").split(",")}
     return CIMultiDict((k, v) for k, v in headers.items() if k.lower() not in _HOP_BY_HOP | named)
 
 
 def _outer_headers(headers: CIMultiDict[str]) -> CIMultiDict[str]:
-    """Without what is the mesh's own affair; which pages may read the answer is ours to say."""
+    """Leaves out the mesh's own headers, and the engine's CORS headers: the endpoint sets its own."""
     theirs = (_OURS, "access-control-")
     return CIMultiDict((k, v) for k, v in headers.items() if not k.lower().startswith(theirs))
 
@@ -269,5 +269,5 @@ def _describe_model(model: Served) -> dict[str, object]:
 def _unavailable(reason: str) -> web.Response:
     response = error_response(503, "unavailable_error", reason or "the engine is being restarted")
     response.headers["Retry-After"] = "2"
-    response.headers[_TRY_ELSEWHERE] = "1"  # for another node; nobody else minds
+    response.headers[_TRY_ELSEWHERE] = "1"  # read by other nodes only
     return response

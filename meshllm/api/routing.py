@@ -1,4 +1,4 @@
-"""Which server gets a request: what it asks for, where its beginning is cached, who is least loaded. No I/O."""
+"""Which server gets a request: by its model, by where its prefix is cached, and by load. No I/O."""
 
 from __future__ import annotations
 
@@ -14,25 +14,24 @@ import orjson
 from meshllm.errors import NotJsonError, UnknownModelError
 from meshllm.models.names import matching
 
-_BLOCK_BYTES = 512  # of a conversation, some hundred tokens: what is shorter is not worth a longer queue
+_BLOCK_BYTES = 512  # of a prompt, about a hundred tokens: a shorter cached prefix is not worth a longer queue
 _MAX_BLOCKS = 256
 _MAX_REMEMBERED = 1 << 14
-_WORTH_WAITING = 2  # requests more than at the least loaded server, for a cached beginning
-_FAILED = 1000  # requests that a server which has failed seems to have
-_REPORT_S = 10.0  # what a server said of its load counts for so long
+_WORTH_WAITING = 2  # more requests than at the least loaded server, for a cached prefix
+_FAILED = 1000  # requests that a failed server is counted with
+_REPORT_S = 10.0  # how long a server's report of its load counts
 
 
 @dataclass(frozen=True)
 class RequestInfo:
-    """What a request tells of itself: the model by any of its names, "" for none; digests of longer and longer
-    beginnings of its prompt."""
+    """The model that a request names, "" for none; digests of longer and longer prefixes of its prompt."""
 
     model: str = ""
     prefixes: tuple[bytes, ...] = ()
 
 
 def read_request_info(body: bytes, query_model: str = "", must_be_json: bool = False) -> RequestInfo:
-    """Of a JSON body; anything else asks for nothing in particular. Raises NotJsonError if it `must_be_json`."""
+    """Reads a JSON body. Any other names no model, or raises NotJsonError if the body `must_be_json`."""
     content: Any = {}
     try:
         if must_be_json or body.lstrip()[:1] == b"{":
@@ -47,12 +46,12 @@ def read_request_info(body: bytes, query_model: str = "", must_be_json: bool = F
 
 
 def _prefixes(content: dict[str, Any]) -> Iterable[bytes]:
-    """Chained, so that two conversations share digests as far as they are the same."""
+    """Chained digests, which two conversations share as far as they are equal."""
     begin = [content.get(key) for key in ("tools", "system", "instructions")]
     text = next((content[key] for key in ("messages", "prompt", "input") if content.get(key)), None)
     if text is None:
         return
-    data = orjson.dumps([begin, text])[:-2]  # without the brackets that end it, which move as it grows
+    data = orjson.dumps([begin, text])[:-2]  # without the closing brackets, which move as it grows
     digest = b""
     for at in range(0, min(len(data) // _BLOCK_BYTES, _MAX_BLOCKS) * _BLOCK_BYTES, _BLOCK_BYTES):
         digest = hashlib.blake2b(digest + data[at : at + _BLOCK_BYTES], digest_size=16).digest()
@@ -60,7 +59,7 @@ def _prefixes(content: dict[str, Any]) -> Iterable[bytes]:
 
 
 def find_model(wanted: str, served: Sequence[tuple[str, str]], known: Sequence[tuple[str, str]]) -> str:
-    """The fingerprint for a name, among (name, fingerprint) of what is served and what is about to be.
+    """The fingerprint for a name, among (name, fingerprint) pairs: first of served models, then of all known ones.
 
     Raises UnknownModelError.
     """
@@ -74,7 +73,7 @@ def find_model(wanted: str, served: Sequence[tuple[str, str]], known: Sequence[t
 
 @dataclass(frozen=True)
 class Candidate:
-    """A server that is ready: `busy` requests in work; `distance` in seconds, 0 for this node's own."""
+    """A ready server: `busy` requests in work; `distance` in seconds, 0 for this node's own."""
 
     node_id: str
     busy: int
@@ -82,13 +81,13 @@ class Candidate:
 
 
 class Affinity:
-    """Where beginnings of prompts have been seen last."""
+    """Which server has seen which prefix last."""
 
     def __init__(self) -> None:
         self._seen: OrderedDict[bytes, str] = OrderedDict()
 
     def choose(self, candidates: Sequence[Candidate], info: RequestInfo) -> Candidate:
-        """The least loaded, and of those the nearest; or who has the longest beginning, if not much more loaded."""
+        """The server with the longest cached prefix, unless it is much busier; else the least busy, or the nearest."""
         best = min(candidates, key=lambda c: (c.busy, c.distance, c.node_id))
         by_id = {c.node_id: c for c in candidates}
         for digest in reversed(info.prefixes):
@@ -106,9 +105,9 @@ class Affinity:
 
 
 class Load:
-    """Requests in work at one server: those that went through here, and what the server said of others'.
+    """Requests in work at one server: those sent by this node, and those that the server reports of others.
 
-    Use as `with` around each request. `idle` is called whenever the last one that went through here has ended.
+    Use as `with` around each request. `idle` is called when the last request of this node has ended.
     """
 
     def __init__(self, clock: Callable[[], float], idle: Callable[[], None] = lambda: None) -> None:
@@ -125,11 +124,11 @@ class Load:
             self._idle()
 
     def report(self, busy: int) -> None:
-        """What the server counts in all, ours among them."""
+        """The server's own count of all requests, including this node's."""
         self._others, self._reported_at = max(0, busy - self.through_here), self._clock()
 
     def fail(self) -> None:
-        """Others first, for a while."""
+        """Puts the server last for a while."""
         self._others, self._reported_at = _FAILED, self._clock()
 
     @property

@@ -1,4 +1,4 @@
-"""What the endpoint asks of whoever knows the servers: where a request goes."""
+"""The interface through which the endpoint finds a server for each request."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Upstream:
 
 @dataclass(frozen=True)
 class Served:
-    """A model that is ready, for the list of models."""
+    """A model in the list of models: one that is ready."""
 
     name: str
     fingerprint: str
@@ -31,45 +31,45 @@ class Served:
 
 
 class Target(Protocol):
-    """Who serves requests now."""
+    """Knows which servers are ready."""
 
     def reason_for(self, info: RequestInfo) -> str:
-        """Why nobody serves it."""
+        """Why no server takes the request."""
         ...
 
     async def acquire(self, info: RequestInfo, timeout_s: float, is_new: bool) -> Upstream | None:
-        """Waits for a server; None when there will be none in time. Raises UnknownModelError.
+        """Waits for a server; None if there will be none in time. Raises UnknownModelError.
 
-        `is_new`: the request counts as demand for its model; not when it is tried again or asks for no answer.
+        `is_new`: counts the request as demand for its model; False for retries and for requests that generate nothing.
         """
         ...
 
     def failure_passes(self) -> bool:
-        """Whether an engine that answers 500 has lost a machine which others will replace."""
+        """Whether a 500 from the engine means that it lost a stage, so that another attempt may succeed."""
         ...
 
 
 class PublicTarget(Target, Protocol):
-    """What the endpoint of people and programs asks."""
+    """For the endpoint of users."""
 
     @property
     def latencies(self) -> Latencies:
-        """Of POST requests at this endpoint."""
+        """Of POST requests."""
         ...
 
     def served(self) -> list[Served]: ...
 
     def describe(self) -> object:
-        """What GET /mesh/status answers: a record that JSON can be made of."""
+        """The answer to GET /mesh/status, a record that orjson can encode."""
         ...
 
 
 class PeerTarget(Target, Protocol):
-    """What the endpoint of other nodes asks: of the engine of this one."""
+    """For the endpoint of other nodes, which reaches this node's engine only."""
 
     @property
     def busy(self) -> int:
-        """Requests that its engine is working on."""
+        """Requests in work at the engine."""
         ...
 
     def describe_engine(self) -> EngineStatus | None: ...

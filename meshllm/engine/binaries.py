@@ -1,4 +1,4 @@
-"""Where the programs and libraries of the engine lie."""
+"""Where the engine's programs and libraries are installed."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class Binaries:
 
 
 def engine_folder() -> Path:
-    """What `pip install` puts beside the package."""
+    """Where `pip install` puts them, beside the package."""
     from importlib.resources import files
 
     return Path(str(files("meshllm"))) / "_bin"
 
 
 def find_binaries(bin_dir: Path | None) -> Binaries:
-    """llama-server from `bin_dir` where it is given; the leash and the backend are always ours."""
+    """llama-server from `bin_dir` if that is given; the leash and the backend are our own. Raises EngineError."""
     own = engine_folder()
     binaries = Binaries((bin_dir or own) / "llama-server", own / "mesh-llm-leash", own / _LIBRARY)
     for path in (binaries.llama_server, binaries.leash, binaries.backend):

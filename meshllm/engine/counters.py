@@ -24,7 +24,7 @@ class LinkState(enum.IntEnum):
 
 @dataclass(frozen=True)
 class Counters:
-    """`stages` in the order of layers; `error` is the first error of the library."""
+    """`stages` in the order of their layers; `error` is the library's first error."""
 
     state: LinkState = LinkState.STARTING
     error: str = ""
@@ -32,7 +32,7 @@ class Counters:
 
 
 def read_counters(path: Path) -> Counters:
-    """Whatever is there; a file that is missing or not yet begun reads as starting."""
+    """Reads the file. Before the library has begun to write it, the state is STARTING."""
     try:
         data = path.read_bytes()
     except OSError:

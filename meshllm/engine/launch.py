@@ -1,4 +1,4 @@
-"""Everything one start of llama-server needs, decided beforehand."""
+"""How llama-server is started: its arguments, its stages and their layers."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from meshllm.errors import EngineError
 from meshllm.mesh.engine_status import EngineStage, StageCounters
 from meshllm.models.store import Model
 
-# KV memory would be read back over the network to be kept on the host: not worth it.
+# The host's prompt cache and checkpoints would read the stages' KV cache back over the network.
 _STAGE_OPTIONS = ("-ngl", "999", "--fit", "off", "--cache-ram", "0", "--ctx-checkpoints", "0")
 
-_NGRAM = 4  # tokens that have come before, for what followed them to be guessed
+_NGRAM = 4  # tokens that must repeat before their continuation is guessed
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class StageAddress:
 
 @dataclass(frozen=True)
 class StageServer:
-    """A device server that takes part, and what it answered when it was probed."""
+    """A device server that takes part, and its answer to `probe`."""
 
     at: StageAddress
     info: rpc.ServerInfo
@@ -67,7 +67,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Speculation:
-    """Tokens guessed ahead, verified in one batch: by a `draft` model on the host, or from repetition where None."""
+    """Guesses tokens that the model verifies in one batch: by a `draft` model on the host, or by n-grams if None."""
 
     draft: Model | None
     n_max: int  # tokens guessed at a time
@@ -79,7 +79,7 @@ class Speculation:
         args = ["--spec-type", "draft-simple", "--spec-draft-model", self.draft.files[0]]
         args += ["--spec-draft-n-max", str(self.n_max)]
         if on_cpu:
-            args += ["--poll", "0"]  # threads of the one model that spin would take the cores of the other's
+            args += ["--poll", "0"]  # spinning threads of one model would take the other's cores
         return args + (["--spec-draft-device", "HOST"] if host_only else [])
 
 
@@ -94,7 +94,7 @@ class LaunchSpec:
     speculation: Speculation | None = None
 
     def command(self, socket: Path) -> list[str]:
-        """llama-server and its arguments; what the user gave comes last and so wins."""
+        """llama-server and its arguments. The user's own come last, and so take precedence."""
         args = [str(self.binaries.llama_server), "--model", self.model.files[0], "--alias", self.model.name]
         args += ["--host", str(socket), "--log-verbosity", "4", "--offline"]
         if self.stages:
@@ -123,17 +123,15 @@ def make_launch_spec(
     extra_args: Sequence[str],
     speculation: Speculation | None = None,
 ) -> LaunchSpec:
-    """`servers` in the order of the layers. Raises EngineError.
-
-    `split` has one number per stage, and may have one more for the host's own share of layers; without it the stages
-    share by their free memory.
+    """`servers` in the order of the layers. `split` has one number per stage, and may have one more for the host's own
+    layers; without it, layers are split by the stages' free memory. Raises EngineError.
     """
     devices = [(server, i, device) for server in servers for i, device in enumerate(server.info.devices)]
     weights = [float(device.memory_free) for _, _, device in devices] if split is None else list(split)
     if len(weights) not in (len(devices), len(devices) + 1):
         raise EngineError(
             f"--tensor-split has {len(weights)} numbers for {len(devices)} stages; "
-            "give one for each, and one more if the host is to have layers"
+            "give one for each stage, and one more if the host is to hold layers"
         )
     host_weight = weights.pop() if len(weights) > len(devices) else 0.0
     layers = assign_layers(model.n_layers, weights, host_weight) if devices else [model.n_layers]

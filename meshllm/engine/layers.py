@@ -1,4 +1,4 @@
-"""Which layers lie on which device: from weights to whole layers, as llama.cpp will assign them."""
+"""How many layers each device gets, and the --tensor-split with which llama.cpp assigns them so."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def assign_layers(n_layers: int, stage_weights: Sequence[float], host_weight: fl
     if n_stages > n_layers:
         raise EngineError(f"the model has {n_layers} layers, too few for {n_stages} stages; name fewer stages")
     if any(w < 0 for w in weights) or sum(weights) <= 0:
-        raise EngineError("the tensor split needs numbers that are not negative and not all zero")
+        raise EngineError("--tensor-split needs numbers that are not negative, and one that is not zero")
     spare = n_layers - n_stages
     shares = [spare * w / sum(weights) for w in weights]
     layers = [int(share) for share in shares]

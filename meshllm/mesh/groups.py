@@ -67,7 +67,7 @@ class Placement:
 
 def place_model(model: ModelInfo, view: Mapping[str, Announcement], team: Collection[str]) -> Placement:
     """`team`: the workers that are placed on this model."""
-    need = needed_bytes(model)
+    need = needed_bytes(model.size_bytes)
     workers = {i: n for i, n in sorted(view.items()) if i in team}
     force = any(n.split for n in workers.values())
     able = [i for i, n in workers.items() if has_model(n, model) and n.memory_bytes >= need]
@@ -85,8 +85,9 @@ def place_model(model: ModelInfo, view: Mapping[str, Announcement], team: Collec
     return replace(found, reasons={**others, **found.reasons})
 
 
-def needed_bytes(model: ModelInfo) -> int:
-    return int(model.size_bytes * _ROOM)
+def needed_bytes(size_bytes: int) -> int:
+    """Memory that a model of this size needs, on all its machines together."""
+    return int(size_bytes * _ROOM)
 
 
 def has_model(node: Announcement, model: ModelInfo) -> bool:

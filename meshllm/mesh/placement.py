@@ -185,4 +185,4 @@ class _Teams:
 
 def _may_serve(node: Announcement, model: ModelInfo) -> bool:
     """Whether the node can serve the model alone, now or once it has the file."""
-    return node.memory_bytes >= needed_bytes(model) and (has_model(node, model) or will_fetch(node, model))
+    return node.memory_bytes >= needed_bytes(model.size_bytes) and (has_model(node, model) or will_fetch(node, model))

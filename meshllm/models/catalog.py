@@ -1,4 +1,4 @@
-"""The models that have a short name: `catalog.toml`, read once."""
+"""The models with a short name, from `catalog.toml`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from functools import cached_property
 from importlib.resources import files
 from typing import Any
 
+from meshllm.mesh.groups import needed_bytes
+
 
 @dataclass(frozen=True)
 class Entry:
-    """`repository` is the hub's; a model with a `package` comes from PyPI instead. `drafts`: is of use as a draft."""
+    """`repository` is on the hub; a model with a `package` comes from PyPI instead. `drafts`: it is a draft model."""
 
     name: str
     short: tuple[str, ...]
@@ -27,8 +29,8 @@ class Entry:
 
     @property
     def min_memory_bytes(self) -> int:
-        """Of all machines together: the size and a tenth."""
-        return self.size_bytes + self.size_bytes // 10
+        """What all machines together need to serve it."""
+        return needed_bytes(self.size_bytes)
 
 
 def _entry(fields: dict[str, Any]) -> Entry:
@@ -42,8 +44,13 @@ class Catalog:
         return tuple(_entry(fields) for fields in content["model"])
 
     @property
+    def default(self) -> Entry:
+        """What a node serves when its user names nothing and nothing is on disk."""
+        return next(entry for entry in self.entries if entry.default)
+
+    @property
     def names(self) -> list[str]:
-        """All, the short ones too."""
+        """All names, including short ones."""
         return [name for entry in self.entries for name in (entry.name, *entry.short)]
 
     @cached_property
@@ -51,7 +58,7 @@ class Catalog:
         return {name.lower(): entry for entry in self.entries for name in (entry.name, *entry.short)}
 
     def find(self, name: str) -> Entry | None:
-        """By its name or a short one, in any case."""
+        """By any of its names, in upper or lower case."""
         return self._by_name.get(name.strip().lower().removesuffix(".gguf"))
 
     def draft_of(self, entry: Entry) -> Entry | None:

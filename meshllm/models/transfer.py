@@ -1,9 +1,9 @@
-"""Models from peers: pieces asked for over transfer streams, from several peers at once, each checked.
+"""Models from peers: pieces requested over transfer streams, from several peers at once, each piece checked.
 
-A question is 4 bytes of length, big-endian, and JSON: {"op": "layout" | "hashes" | "piece", "model": fingerprint,
-"first": number}. The answer is framed in the same way: {"files": [[name, size], ...]}, {"hashes": [SHA-256, ...]} of
-`BATCH` pieces from `first` on, or {"size": n} with n bytes behind it; or {"error": text}. One peer is the measure: its
-digests decide which pieces are right; in the end the fingerprint of the whole must be the one that was asked for.
+A request is a framed message (quic/framing.py) of JSON: {"op": "layout" | "hashes" | "piece", "model": fingerprint,
+"first": number}. So is the answer: {"files": [[name, size], ...]}, {"hashes": [SHA-256, ...]} of `BATCH` pieces from
+`first` on, {"size": n} followed by n bytes, or {"error": text}. One peer is the reference, whose digests decide which
+pieces are right; in the end the fingerprint of the whole must be the requested one.
 """
 
 from __future__ import annotations
@@ -35,31 +35,31 @@ from meshllm.units import short_id
 BATCH = 4
 MAX_PEERS = 4
 _MAX_MESSAGE = 1 << 16
-_PART = 1 << 18
-_AHEAD = 2  # pieces asked for before the first has come
+_CHUNK_BYTES = 1 << 18
+_AHEAD = 2  # pieces requested at a time
 _RETRY_S = 1.0
-_GIVE_UP_S = 30.0  # without a peer that answers
-_MAX_BAD = 3  # pieces of one peer
+_GIVE_UP_S = 30.0  # without progress
+_MAX_FAILURES = 3  # of one peer, per attempt
 
 
 # --- the side that has the model ---
 
 
 class Sharing:
-    """`models` by fingerprint in hexadecimal, as of now."""
+    """Serves this node's models to peers. `models` returns them by fingerprint in hexadecimal."""
 
     def __init__(self, models: Callable[[], Mapping[str, Model]]) -> None:
         self._models = models
-        self._hashing = asyncio.Semaphore(1)  # peers' questions do not take all of the machine
+        self._hashing = asyncio.Semaphore(1)  # so that peers cannot occupy all cores
 
     async def serve(self, stream: Stream) -> None:
-        """Answers one peer's questions until it has no more."""
+        """Answers one peer's requests until it ends the stream."""
         try:
             while (raw := await read_framed(stream, _MAX_MESSAGE)) is not None:
                 try:
-                    question = orjson.loads(raw)
-                    model = self._models()[question["model"]]
-                    head, piece = await self._answer(question, model)
+                    request = orjson.loads(raw)
+                    model = self._models()[request["model"]]
+                    head, piece = await self._answer(request, model)
                 except (KeyError, TypeError, ValueError, OSError, ProtocolError) as error:
                     await write_framed(stream, orjson.dumps({"error": str(error)[:200]}))
                     continue
@@ -70,38 +70,38 @@ class Sharing:
         finally:
             stream.abort()
 
-    async def _answer(self, question: dict[str, Any], model: Model) -> tuple[dict[str, object], Piece | None]:
+    async def _answer(self, request: dict[str, Any], model: Model) -> tuple[dict[str, object], Piece | None]:
         layout = layout_of(model.files, model.info.sizes)
-        if question["op"] == "layout":
+        if request["op"] == "layout":
             return {"files": layout.encode()}, None
-        first = question["first"]
+        first = request["first"]
         if type(first) is not int:
-            raise ValueError("no number")
-        if question["op"] == "hashes":
+            raise ValueError("the number of a piece is missing")
+        if request["op"] == "hashes":
             pieces = [layout.piece(number) for number in range(first, min(first + BATCH, layout.n_pieces))]
             async with self._hashing:
                 return {"hashes": await asyncio.to_thread(digests, model.files, pieces)}, None
-        if question["op"] == "piece":
+        if request["op"] == "piece":
             piece = layout.piece(first)
             return {"size": piece.size}, piece
-        raise ValueError("no such question")
+        raise ValueError("unknown operation")
 
 
 async def _send_piece(stream: Stream, model: Model, piece: Piece) -> None:
-    """In parts, so that a peer which reads slowly costs little memory."""
-    for offset in range(0, piece.size, _PART):
-        part = Piece(piece.file, piece.offset + offset, min(_PART, piece.size - offset))
+    """In chunks, so that a slow reader costs little memory."""
+    for offset in range(0, piece.size, _CHUNK_BYTES):
+        part = Piece(piece.file, piece.offset + offset, min(_CHUNK_BYTES, piece.size - offset))
         data = await asyncio.to_thread(read_piece, model.files, part)
         if len(data) != part.size:
             raise TransportError("the file has changed")
         await stream.write(data)
 
 
-# --- the side that gets it ---
+# --- the side that fetches it ---
 
 
 class _Peer:
-    """Questions to one peer, one after another."""
+    """Requests to one peer, one after another."""
 
     def __init__(self, node_id: str, fingerprint: str, stream: Stream) -> None:
         self.node_id = node_id
@@ -134,7 +134,7 @@ class _Peer:
         try:
             head = orjson.loads(raw or b"")
             if "error" in head:
-                raise ProtocolError(f"the peer says: {str(head['error'])[:200]}")
+                raise ProtocolError(f"the peer answered: {str(head['error'])[:200]}")
             return head
         except (ValueError, TypeError):
             raise ProtocolError("malformed answer") from None
@@ -153,7 +153,7 @@ class _Peer:
 
 
 class Fetch:
-    """One model on its way. `owners` tells who has it now, nearest first; `open_stream` opens one to a peer."""
+    """Fetches one model. `owners` returns the peers that have it now, nearest first."""
 
     def __init__(
         self,
@@ -165,28 +165,28 @@ class Fetch:
         self._model = model
         self._owners, self._open, self._progress = owners, open_stream, progress
         self._peers: dict[str, _Peer] = {}
-        self._measure: _Peer | None = None
-        self._bad: dict[str, int] = {}  # what a peer did wrong, since the last try
+        self._reference: _Peer | None = None
+        self._failures: dict[str, int] = {}  # by peer, in this attempt
         self._done_bytes = 0
 
     async def run(self) -> None:
-        """Until the model is in `~/.models`. Raises ModelError, or TransportError when nobody can give it."""
+        """Returns when the model is in `~/.models`. Raises ModelError, or TransportError if no peer provides it."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _GIVE_UP_S
-        why = "nobody near has it"
+        why = "no peer nearby has it"
         try:
             while loop.time() < deadline:
                 before = self._done_bytes
                 try:
-                    layout = decode_layout((await self._measured("layout"))["files"], self._model.size_bytes)
+                    layout = decode_layout((await self._ask_reference("layout"))["files"], self._model.size_bytes)
                     with Assembly(self._model.fingerprint, layout) as assembly:
                         await self._gather(assembly, layout)
                         await asyncio.to_thread(assembly.finish)
                     return
-                except BlockingIOError:  # another node on this machine gets it
+                except BlockingIOError:  # another node of this machine is fetching it
                     deadline = loop.time() + _GIVE_UP_S
                 except OSError as error:
-                    raise ModelError(f"cannot keep {self._model.name}: {error.strerror}") from None
+                    raise ModelError(f"cannot store {self._model.name}: {error.strerror}") from None
                 except (TransportError, ProtocolError, KeyError, TypeError) as error:
                     why = str(error)
                 if self._done_bytes > before:
@@ -195,34 +195,34 @@ class Fetch:
                 await asyncio.sleep(_RETRY_S)
         finally:
             self._drop_all()
-        raise TransportError(f"{self._model.name} cannot be had from the mesh: {why}")
+        raise TransportError(f"cannot fetch {self._model.name} from the mesh: {why}")
 
-    async def _measured(self, op: str, first: int = 0) -> Any:
-        """What the peer says whose digests count: the nearest that can be reached, over a stream of its own."""
-        last: MeshLlmError = TransportError("nobody who has it can be reached")
-        while self._measure or self._usable():
-            measure = self._measure
-            node_id = measure.node_id if measure else self._usable()[0]
+    async def _ask_reference(self, op: str, first: int = 0) -> Any:
+        """Asks the reference, the nearest peer that can be reached, over a stream of its own."""
+        last: MeshLlmError = TransportError("no peer that has it can be reached")
+        while self._reference or self._usable():
+            reference = self._reference
+            node_id = reference.node_id if reference else self._usable()[0]
             try:
-                if measure is None:
+                if reference is None:
                     stream = await self._open(node_id)
-                    if self._measure is None:  # nobody else was faster
-                        self._measure = _Peer(node_id, self._model.fingerprint, stream)
+                    if self._reference is None:  # another task may have been faster
+                        self._reference = _Peer(node_id, self._model.fingerprint, stream)
                     else:
                         stream.abort()
                     continue
-                return await measure.ask(op, first)
+                return await reference.ask(op, first)
             except (TransportError, ProtocolError) as error:
                 last = error
-                self._bad[node_id] = self._bad.get(node_id, 0) + 1
-                if measure:
-                    measure.close()
-                if self._measure is measure:
-                    self._measure = None
+                self._failures[node_id] = self._failures.get(node_id, 0) + 1
+                if reference:
+                    reference.close()
+                if self._reference is reference:
+                    self._reference = None
         raise last
 
     def _usable(self) -> list[str]:
-        return [i for i in self._owners() if self._bad.get(i, 0) < _MAX_BAD][:MAX_PEERS]
+        return [i for i in self._owners() if self._failures.get(i, 0) < _MAX_FAILURES][:MAX_PEERS]
 
     async def _peer(self, node_id: str) -> _Peer | None:
         if node_id not in self._peers:
@@ -239,13 +239,13 @@ class Fetch:
     def _drop_all(self) -> None:
         for node_id in list(self._peers):
             self._drop(node_id)
-        if self._measure:
-            self._measure.close()
-        self._measure = None
-        self._bad.clear()
+        if self._reference:
+            self._reference.close()
+        self._reference = None
+        self._failures.clear()
 
     async def _gather(self, assembly: Assembly, layout: Layout) -> None:
-        """Every batch by whoever is free. A peer that fails gives its batch back and gets no other in this try."""
+        """Gives batches to idle peers. A failing peer's batch goes to another, and it gets no more in this attempt."""
         waiting = list(range(0, layout.n_pieces, BATCH))[::-1]
         self._done_bytes = 0
         failed: list[MeshLlmError] = []
@@ -279,13 +279,13 @@ class Fetch:
                 task.cancel()
             await asyncio.gather(*working.values(), return_exceptions=True)
         if waiting:
-            raise failed[-1] if failed else TransportError("nobody who has it can be reached")
+            raise failed[-1] if failed else TransportError("no peer that has it can be reached")
 
     async def _batch(self, assembly: Assembly, layout: Layout, node_id: str, first: int) -> None:
         numbers = range(first, min(first + BATCH, layout.n_pieces))
-        hashes = (await self._measured("hashes", first))["hashes"]
+        hashes = (await self._ask_reference("hashes", first))["hashes"]
         if not isinstance(hashes, list) or len(hashes) != len(numbers):
-            raise ProtocolError("digests that do not fit")
+            raise ProtocolError("the wrong number of digests")
         right = dict(zip(numbers, map(str, hashes), strict=True))
         missing = [n for n in numbers if not await asyncio.to_thread(assembly.has, n, right[n])]
         if missing:
@@ -299,6 +299,6 @@ class Fetch:
 
     async def _keep(self, assembly: Assembly, node_id: str, number: int, data: bytes, sha256: str) -> None:
         if await asyncio.to_thread(digest, data) != sha256:
-            self._bad[node_id] = self._bad.get(node_id, 0) + 1
-            raise ProtocolError(f"piece {number} came damaged")
+            self._failures[node_id] = self._failures.get(node_id, 0) + 1
+            raise ProtocolError(f"piece {number} arrived damaged")
         await asyncio.to_thread(assembly.write, number, data)

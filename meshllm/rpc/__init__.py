@@ -1,4 +1,4 @@
-"""The data plane in Python: the compiled extension, and what is known of models by their files."""
+"""The data plane from Python: the compiled extension, and model fingerprints."""
 
 try:
     from meshllm.rpc._native import DeviceServer, ggml_version, list_devices, probe, read_gguf, split_parts

@@ -18,22 +18,22 @@ from meshllm.rpc.types import TensorInfo
 
 _DOMAIN = b"mesh-llm gguf fingerprint 1\0"
 _SAMPLE = 4096  # bytes, at the beginning, in the middle and at the end of a tensor's data
-_CACHE_ENTRIES = 1000  # older ones are dropped; a model takes about 200 bytes
+_CACHE_ENTRIES = 1000  # the newest are kept; each takes about 200 bytes
 
 
 def fingerprint(files: Sequence[str]) -> bytes:
     """32 bytes that tell whether two machines have the same model. `files` are all its parts, in order.
 
     SHA-256 over, for each file in order, its size (8 bytes, little-endian) and all bytes before the tensor
-    data (metadata and tensor infos), then, for every tensor in the order of names, samples of 4 KiB at the
-    beginning, in the middle and at the end of its data, or all of it where that is no more. Names and times
-    of the files do not matter.
+    data (metadata and tensor infos); then, for every tensor ordered by name, 4 KiB each at the beginning, in
+    the middle and at the end of its data, or all of it if it is no longer than that. File names and times do
+    not matter.
 
-    Another model, quantisation or version of the weights and a truncated file give another fingerprint. Bytes
-    between the samples are not looked at: it is no proof against a file altered on purpose, nor against a
-    damaged one.
+    Another model, quantisation or version of the weights has another fingerprint, and so has a truncated file.
+    Bytes between the samples are not read, so it proves neither that a file is intact nor that nobody has
+    altered it.
 
-    Cached by path, size, time and inode of the files. Raises GgufError when a file cannot be read.
+    Cached by the files' paths, sizes, times and inodes. Raises GgufError if a file cannot be read.
     """
     try:
         key = _cache_key(files)
@@ -62,7 +62,7 @@ def _compute(files: Sequence[str]) -> bytes:
 
 
 def _samples(tensor: TensorInfo) -> list[tuple[int, int]]:
-    """(offset in the file, size) in bytes of what is compared."""
+    """(offset in the file, size) of each sample, in bytes."""
     if tensor.size <= 3 * _SAMPLE:
         return [(tensor.offset, tensor.size)]
     rest = tensor.size - _SAMPLE
@@ -74,7 +74,7 @@ def _read(path: str, fd: int, offset: int, size: int) -> bytes:
     while size > 0:
         part = os.pread(fd, size, offset)
         if not part:
-            raise GgufError(f"{path} became shorter while it was read; try again when it is complete")
+            raise GgufError(f"{path} became shorter while it was being read; try again when it is complete")
         parts.append(part)
         offset += len(part)
         size -= len(part)
@@ -86,13 +86,13 @@ def _cache_path() -> Path:
 
 
 def _cache_key(files: Sequence[str]) -> str:
-    # repr, so that a name that is no UTF-8 is still text for JSON
+    # repr, since JSON cannot hold file names that are not UTF-8
     stats = [(os.path.realpath(path), os.stat(path)) for path in files]
     return repr((_DOMAIN, [(path, s.st_size, s.st_mtime_ns, s.st_ino) for path, s in stats]))
 
 
 def _load_cache() -> dict[str, str]:
-    """What is broken or unreadable counts as empty."""
+    """Broken or unreadable entries are left out."""
     try:
         content = orjson.loads(_cache_path().read_bytes())
     except (OSError, ValueError):
@@ -110,7 +110,7 @@ def _is_digest(text: str) -> bool:
 
 
 def _store_cache(key: str, value: str) -> None:
-    """Replaces the file at once: nobody reads half of it, though an entry of another process may get lost."""
+    """Replaces the file as a whole. An entry that another process adds at the same time may get lost."""
     path = _cache_path()
     entries = list((_load_cache() | {key: value}).items())[-_CACHE_ENTRIES:]
     with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""What devices, servers and model files say of themselves."""
+"""Records that the compiled extension returns."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ class DeviceInfo:
 
 @dataclass(frozen=True)
 class ServerInfo:
-    """A device server as `probe` finds it."""
+    """The answer of a device server to `probe`."""
 
     kind: str  # "mesh", or "stock" for llama.cpp's own ggml-rpc-server
     devices: tuple[DeviceInfo, ...]

@@ -154,7 +154,7 @@ def test_a_connection_cut_in_the_middle_is_resumed(hub: Hub, small: bytes) -> No
     hub.cut_after = len(small) // 2
     first = download(hub, f"{REPOSITORY}:q4_k_m", HF_HUB_DOWNLOAD_TIMEOUT="5")
     if first.returncode:  # the library goes on by itself, or the next call does
-        assert "go on with the same command" in first.stderr
+        assert "run the command again to resume" in first.stderr
         assert not list(models_folder().glob("*.gguf"))
         assert download(hub, f"{REPOSITORY}:q4_k_m").returncode == 0
     assert (models_folder() / "small-Q4_K_M.gguf").read_bytes() == small
@@ -201,7 +201,7 @@ def test_what_cannot_be_had_is_one_line(hub: Hub) -> None:
     gated = f"{hub.url}/somebody/Gated/resolve/main/x.gguf"
     assert "is gated: accept its terms on the hub" in refused(hub, gated)
     hub.wrong_digest = True
-    assert "came damaged" in refused(hub, REPOSITORY)
+    assert "arrived damaged" in refused(hub, REPOSITORY)
 
 
 def test_no_network() -> None:

@@ -14,8 +14,8 @@ import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
-from yarl import URL
 from support.waiting import until
+from yarl import URL
 
 from meshllm.api import proxy
 from meshllm.api.access import Access

@@ -144,7 +144,7 @@ def test_plan_is_sound(mesh: dict[str, Announcement], rng: random.Random) -> Non
     assert assignments == place_models(dict(shuffled))
     for placement in assignments:
         assert placement.reasons.keys() == mesh.keys()
-        need = needed_bytes(placement.model)
+        need = needed_bytes(placement.model.size_bytes)
         forced = any(n.split and n.role is Role.WORKER for n in mesh.values())
         for group in placement.groups:
             memory = [mesh[i].memory_bytes for i in (*group.stages, group.host)]
@@ -167,7 +167,7 @@ def fewest(placement: object, mesh: dict[str, Announcement], host: str) -> int:
     """By trying all sets."""
     reasons = placement.reasons  # type: ignore[attr-defined]
     usable = [i for i, why in reasons.items() if why in (StageStatus.STAGE, StageStatus.NOT_NEEDED)]
-    missing = needed_bytes(BIG) - mesh[host].memory_bytes
+    missing = needed_bytes(BIG.size_bytes) - mesh[host].memory_bytes
     for n in range(len(usable) + 1):
         if any(sum(mesh[i].memory_bytes for i in c) >= missing for c in itertools.combinations(usable, n)):
             return n

@@ -15,7 +15,7 @@ from support.processes import smollm2
 
 from meshllm.errors import MeshLlmError, ModelError, ProtocolError, TransportError
 from meshllm.mesh.announcement import ModelInfo
-from meshllm.models import pieces, transfer
+from meshllm.models import partial, pieces, transfer
 from meshllm.models.store import Model, load_model
 from meshllm.models.transfer import Fetch, Sharing
 from meshllm.paths import partial_folder
@@ -187,7 +187,7 @@ def test_a_peer_that_lies_about_everything(parts: Model, tmp_path: Path) -> None
         file.write(b"!")
     peers = Peers(parts, "liar")
     peers._sharing = Sharing(lambda: {parts.fingerprint().hex(): load_model(Path(liar.files[0]))})
-    with pytest.raises(ModelError, match="what came is not"):
+    with pytest.raises(ModelError, match="what arrived is not"):
         asyncio.run(peers.fetch())
     assert not list((tmp_path / "models").glob("*.gguf"))
 
@@ -199,8 +199,8 @@ def test_nobody_has_it(parts: Model) -> None:
 
 
 def test_no_space(parts: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "_SPARE_BYTES", 1 << 60)
-    with pytest.raises(ModelError, match=r"no space for parts-Q4_1-00001-of-00003\.gguf"):
+    monkeypatch.setattr(partial, "SPARE_BYTES", 1 << 60)
+    with pytest.raises(ModelError, match=r"parts-Q4_1-00001-of-00003\.gguf needs .* more in"):
         asyncio.run(Peers(parts, "only").fetch())
 
 
