@@ -1,15 +1,15 @@
 """Who is in the mesh: SWIM-like gossip of versioned announcements, as a state machine without I/O.
 
-Every `PERIOD_S` a node pings one other, in a shuffled round. No answer: it asks again, directly and through up to
-three others. Still none: the node is suspected, and whoever hears of that probes it at once. It is dead when two have
-failed to reach it, or after `LONELY_SUSPICION_S` when only one has tried; unless it refutes, by a version above the
-one that was suspected. The dead are remembered with their version, so that old news does not bring them back, and
-are called now and then, so that the two halves of a mended network find each other.
+Every `PERIOD_S` a node pings one other, in shuffled order. If no answer comes, it pings again, directly and through up
+to three other nodes. If there is still no answer, the node is suspected, and every node that hears of this probes it at
+once. A suspect is dead once two nodes have failed to reach it, or after `LONELY_SUSPICION_S` if only one has tried,
+unless it refutes with a higher version. The dead are remembered with their version, so that old news does not revive
+them, and are called now and then, so that the two halves of a mended network find each other.
 
-News travels at once to three others, who pass on what was news to them, and for a while in every ping and answer.
-Digests exchanged when a link comes up, and with somebody every `DIGEST_S`, catch what was missed.
+News goes at once to three other nodes, who pass it on if it is new to them, and rides on pings and acks for a while.
+Digests catch what was missed; they are exchanged when a link comes up, and with a random node every `DIGEST_S`.
 
-`now` is any clock that does not run backwards; nodes need not agree on it. After Das, Gupta, Motivala: SWIM (2002).
+`now` is any monotonic clock; nodes need not agree on it. After Das, Gupta, Motivala: SWIM (2002).
 """
 
 from __future__ import annotations
@@ -27,18 +27,21 @@ from meshllm.errors import ProtocolError
 from meshllm.mesh.announcement import MAX_VERSION, Announcement, decode_announcement
 
 PERIOD_S = 0.5
-PING_TIMEOUT_S = 0.5  # and twice the RTT
+PING_TIMEOUT_S = 0.5  # plus twice the RTT
 INDIRECT_TIMEOUT_S = 0.7
 LONELY_SUSPICION_S = 3.0
-CONFIRMED_SUSPICION_S = 0.3  # for a refutation that is on its way
+CONFIRMED_SUSPICION_S = 0.3  # time for a refutation to arrive
 DIGEST_S = 10.0
-CALL_DEAD_S = 3.0
+CALL_DEAD_S = 3.0  # between digests to a dead node
 FORGET_DEAD_S = 3600.0
-STRANGERS_DEAD_S = 60.0
-FANOUT = 3
+STRANGERS_DEAD_S = 60.0  # the same, of nodes that were dead when first heard of
+FANOUT = 3  # nodes that news goes to at once
 MAX_MESSAGE_BYTES = 1 << 20
 _MAX_MEMBERS = 1024
 _MAX_NEWS_PER_PING = 8
+_MAX_ACCUSERS = 8  # in one update
+_UPDATES_PER_MESSAGE = 16
+_NEWS_REPEATS = 3  # times log2 of the mesh's size: how often an update rides on pings
 
 
 class State(enum.StrEnum):
@@ -72,12 +75,12 @@ class _Probe:
 
 
 class Membership:
-    """Feed it with `receive`, `tick`, `link_up`; take messages from `outbox` and note `changed`."""
+    """Driven by `receive`, `tick` and `link_up`. The caller sends what is in `outbox`, and resets `changed`."""
 
     def __init__(self, me: Announcement, rng: random.Random, now: float) -> None:
         self.me = me
         self.outbox: deque[tuple[str, bytes]] = deque()
-        self.changed = True  # the view, since the user of this last set it to False
+        self.changed = True  # whether the view has, since the caller last reset this
         self.leaving = False
         self.n_failures = 0  # members found dead
         self._rng = rng
@@ -86,9 +89,9 @@ class Membership:
         self._members: dict[str, Member] = {}
         self._round: list[str] = []
         self._probes: dict[str, _Probe] = {}
-        self._relayed: dict[int, tuple[str, int, float]] = {}  # our sequence -> who asked, theirs, until
+        self._relayed: dict[int, tuple[str, int, float]] = {}  # our sequence -> (asker, the asker's sequence, deadline)
         self._sequence = 0
-        self._news: dict[str, int] = {}  # member -> how often its state still rides on pings
+        self._news: dict[str, int] = {}  # member -> how many more times its update rides on pings
         self._next_ping = now
         self._next_digest = now + DIGEST_S
         self._next_call = now + CALL_DEAD_S
@@ -99,22 +102,22 @@ class Membership:
         return self._members.get(node_id)
 
     def present(self) -> dict[str, Announcement]:
-        """All who are alive as far as known, this node included."""
+        """All nodes believed alive, including this one."""
         view = {i: m.announcement for i, m in self._members.items() if m.state.present}
         return view | {self.me.node_id: self.me}
 
     def members(self) -> dict[str, Member]:
-        """All but this node, the dead included."""
+        """All other nodes, including dead ones."""
         return self._members
 
     def announce(self, me: Announcement) -> None:
-        """Replaces what this node says of itself; the version is counted here."""
+        """Replaces this node's announcement and increments its version."""
         self.me = replace(me, version=self.me.version + 1)
         self.changed = True
         self._spread(self.me.node_id)
 
     def leave(self) -> None:
-        """The last word, to everybody; send the outbox and go."""
+        """Tells all others that this node leaves. The caller sends the outbox and ends."""
         self.leaving = True
         self.me = replace(self.me, version=self.me.version + 1)
         for node_id in self._others():
@@ -123,7 +126,7 @@ class Membership:
     # --- time ---
 
     def next_wake(self) -> float:
-        """When `tick` wants to be called at the latest."""
+        """The latest time for the next `tick`."""
         times = [self._next_ping, self._next_digest, self._next_call]
         times += [probe.deadline for probe in self._probes.values()]
         times += [self._verdict_at(m) for m in self._members.values() if m.state is State.SUSPECT]
@@ -135,7 +138,7 @@ class Membership:
         self._last_tick = now
         if self.leaving:
             return
-        if lag_s > 0:  # this process was held up: answers may lie in the socket, so nobody is to blame yet
+        if lag_s > 0:  # this process was held up: answers may be waiting in the socket
             for probe in self._probes.values():
                 probe.deadline += lag_s
         for node_id, probe in list(self._probes.items()):
@@ -210,7 +213,7 @@ class Membership:
             self._probe(node_id)
 
     def _call_dead(self) -> None:
-        """One of the dead may live on the other side of a network that has been mended."""
+        """A dead node may be alive on the other side of a network that has been mended."""
         dead = [i for i, m in self._members.items() if m.state is State.DEAD]
         if dead:
             self._send_digest(self._rng.choice(dead))
@@ -218,12 +221,12 @@ class Membership:
     # --- messages ---
 
     def link_up(self, node_id: str, now: float) -> None:
-        """A link to this member has come up: each tells the other what it knows."""
+        """A link to this member has come up: sends it a digest."""
         self._now = now
         self._send_digest(node_id)
 
     def receive(self, sender: str, message: bytes, now: float) -> None:
-        """Raises ProtocolError when the peer breaks the protocol."""
+        """Raises ProtocolError if the message violates the protocol."""
         self._now = now
         try:
             fields = orjson.loads(message)
@@ -259,7 +262,7 @@ class Membership:
             self._send(target, "ping", sequence=self._sequence)
 
     def _on_news(self, _sender: str, _sequence: int, _fields: dict[str, Any]) -> None:
-        pass  # all in the updates
+        pass  # the updates are all
 
     def _on_digest(self, sender: str, _sequence: int, fields: dict[str, Any]) -> None:
         digest = fields.get("d")
@@ -269,7 +272,7 @@ class Membership:
         if about_me > (self.me.version, 0):
             self._refute(about_me[0])
         mine = self._digest()
-        # the dead are news only to those who knew them
+        # a dead node is news only to those who knew it
         newer = [i for i, e in mine.items() if _rank(e) > _rank(digest.get(i)) and (i in digest or _present(e))]
         wanted = [i for i, e in digest.items() if _rank(e) > _rank(mine.get(i)) and (i in mine or _present(e))]
         if newer:
@@ -291,7 +294,7 @@ class Membership:
         try:
             state = State(update["s"])
             announcement = decode_announcement(update["a"])
-            accusers = [a for a in update["by"] if isinstance(a, str) and len(a) == 64][:8]
+            accusers = [a for a in update["by"] if isinstance(a, str) and len(a) == 64][:_MAX_ACCUSERS]
         except (ValueError, KeyError, TypeError):
             raise ProtocolError("malformed update") from None
         node_id, version = announcement.node_id, announcement.version
@@ -320,11 +323,13 @@ class Membership:
         member = self._members[node_id] = Member(announcement, state, self._now, accusers)
         if state.present:
             self._learnt(node_id)
-        else:  # against old news that is still under way, not longer: or the dead would be told of for ever
+        else:  # kept briefly, against old news still under way; else news of the dead would circulate forever
             member.since = self._now - FORGET_DEAD_S + STRANGERS_DEAD_S
 
     def _refute(self, version: int) -> None:
-        if not self.leaving and version < MAX_VERSION // 2:  # beyond that somebody lies: no others would take it
+        if (
+            not self.leaving and version < MAX_VERSION // 2
+        ):  # a higher one is a lie, and past MAX_VERSION others would refuse ours
             self.me = replace(self.me, version=max(version, self.me.version) + 1)
             self._spread(self.me.node_id)
 
@@ -352,7 +357,7 @@ class Membership:
         return self._rng.sample(others, min(n, len(others)))
 
     def _spread(self, about: str) -> None:
-        self._news[about] = 3 * math.ceil(math.log2(len(self._members) + 2))
+        self._news[about] = _NEWS_REPEATS * math.ceil(math.log2(len(self._members) + 2))
         for node_id in self._some(FANOUT, without=about):
             self._send(node_id, "news", [self._update_of(about)])
         member = self._members.get(about)
@@ -364,7 +369,11 @@ class Membership:
             state = State.LEFT if self.leaving else State.ALIVE
             return {"s": str(state), "a": self.me.encode(), "by": []}
         member = self._members[node_id]
-        return {"s": str(member.state), "a": member.announcement.encode(), "by": sorted(member.accusers)[:8]}
+        return {
+            "s": str(member.state),
+            "a": member.announcement.encode(),
+            "by": sorted(member.accusers)[:_MAX_ACCUSERS],
+        }
 
     def _riding_news(self, receiver: str) -> list[dict[str, Any]]:
         chosen = sorted((i for i in self._news if i != receiver), key=lambda i: -self._news[i])[:_MAX_NEWS_PER_PING]
@@ -384,8 +393,9 @@ class Membership:
         self.outbox.append((node_id, orjson.dumps({"t": kind, "q": sequence, "n": news} | fields)))
 
     def _send_updates(self, node_id: str, about: list[str]) -> None:
-        for start in range(0, len(about), 16):
-            self._send(node_id, "news", [self._update_of(i) for i in about[start : start + 16]])
+        for start in range(0, len(about), _UPDATES_PER_MESSAGE):
+            part = about[start : start + _UPDATES_PER_MESSAGE]
+            self._send(node_id, "news", [self._update_of(i) for i in part])
 
     def _send_digest(self, node_id: str) -> None:
         self._send(node_id, "digest", [], d=self._digest())
@@ -412,7 +422,7 @@ def _present(entry: Any) -> bool:
 
 
 def _rank(entry: Any) -> tuple[int, int]:
-    """How new what a digest says of a node is; nothing is the oldest."""
+    """How recent a digest's entry is; a missing one is the oldest."""
     match entry:
         case [int(version), str(state)] if state in _STATE_RANK:
             return version, _STATE_RANK[state]

