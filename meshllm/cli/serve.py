@@ -119,7 +119,7 @@ _engine = partial(option, group="Engine")
     help="Folder of another build of llama-server.",
 )
 @_engine("--engine-log", type=_FILE, metavar="FILE", help="Write llama-server's output to a file.")
-@_engine("--verbose", is_flag=True, help="Print llama-server's output, debug lines and tracebacks.")
+@_engine("-v", "--verbose", is_flag=True, help="Print llama-server's output, debug lines and tracebacks.")
 @_engine("--log-json", is_flag=True, help="Print events as JSON, one object per line.")
 @click.argument("engine_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- LLAMA_SERVER_OPTIONS]")
 def serve(**options: object) -> None:

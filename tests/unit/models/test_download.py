@@ -1,0 +1,75 @@
+"""Where a model is downloaded from. The hub answers from memory; tests/e2e/test_download.py goes through HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from meshllm.errors import ModelError
+from meshllm.models.catalog import CATALOG
+from meshllm.models.download import Source, can_be_had, find_source
+
+Hub = Callable[..., None]
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """Sets the files of every repository."""
+
+    def holds(*names: str) -> None:
+        info = SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in names])
+        api: Any = SimpleNamespace(model_info=lambda _repository: info)
+        monkeypatch.setattr("huggingface_hub.HfApi", lambda: api)
+
+    return holds
+
+
+@pytest.mark.parametrize("name", CATALOG.names)
+def test_every_name_of_the_catalog_has_a_source(name: str) -> None:
+    entry, source = CATALOG.find(name), find_source(name)
+    assert entry and can_be_had(name)
+    assert (source.name, source.repository, source.package) == (entry.name, entry.repository, entry.package)
+    assert [remote for remote, _ in source.files] == list(entry.files)
+    local = [local for _, local in source.files]
+    assert len(set(local)) == len(local) and all(n.startswith(entry.name) and n.endswith(".gguf") for n in local)
+
+
+def test_a_url_names_its_file() -> None:
+    url = "https://example.org/a/Some-Model-Q4_0.gguf?download=true"
+    assert find_source(url) == Source("Some-Model-Q4_0", url=url) and can_be_had(url)
+    for other in ("https://example.org/model.bin", "https://example.org/", "https://example.org/.gguf"):
+        with pytest.raises(ModelError, match=r"has to end in \.gguf"):
+            find_source(other)
+
+
+def test_the_usual_quantisation_unless_another_is_named(hub: Hub) -> None:
+    hub("M-Q8_0.gguf", "M-Q4_K_M.gguf", "mmproj-M-f16.gguf", "README.md")
+    assert find_source("u/M-GGUF").files == (("M-Q4_K_M.gguf", "M-Q4_K_M.gguf"),)
+    assert find_source("u/M-GGUF:q8_0") == Source("M-Q8_0", "u/M-GGUF", (("M-Q8_0.gguf", "M-Q8_0.gguf"),))
+    with pytest.raises(ModelError, match=r"u/M-GGUF has no Q5_0; there are: Q4_K_M, Q8_0"):
+        find_source("u/M-GGUF:Q5_0")
+
+
+def test_the_parts_of_a_model_stay_together(hub: Hub) -> None:
+    parts = [f"q4/M-Q4_K_M-0000{i}-of-00002.gguf" for i in (1, 2)]
+    hub(*parts, "M-Q8_0.gguf")
+    source = find_source("u/M")
+    assert source.name == "M-Q4_K_M" and [remote for remote, _ in source.files] == parts
+    assert [local for _, local in source.files] == [f"M-Q4_K_M-0000{i}-of-00002.gguf" for i in (1, 2)]
+
+
+def test_a_repository_without_the_usual_quantisation_gives_its_first(hub: Hub) -> None:
+    hub("plain.gguf")
+    assert find_source("u/M").name == "plain"
+    hub("config.json", "mmproj.gguf")
+    with pytest.raises(ModelError, match="u/M has no GGUF file"):
+        find_source("u/M")
+
+
+def test_what_names_nothing() -> None:
+    with pytest.raises(ModelError, match=r"no model 'qwen2\.5-33b' in the catalog; did you mean"):
+        find_source("qwen2.5-33b")
+    assert not can_be_had("qwen2.5-33b") and can_be_had("user/repository:Q4_0")
