@@ -38,7 +38,9 @@ def data_folder() -> Path:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise IdentityError(f"cannot make {folder}: {error.strerror}; --identity names another place") from error
+        raise IdentityError(
+            f"cannot create {folder}: {error.strerror}; give another place for the key file with --identity"
+        ) from error
     return folder
 
 

@@ -69,4 +69,4 @@ async def contained(work: Callable[[], Coroutine[Any, Any, None]], name: str) ->
     except (MeshLlmError, OSError) as error:  # TimeoutError is an OSError
         _log.debug("%s: %s", name, error)
     except Exception:
-        _log.exception("internal error, please report it: %s", name)
+        _log.exception("internal error, please report it: %s failed", name)

@@ -122,7 +122,7 @@ ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t type, size_t size)
     });
     if (reply.buffer == 0) {
         if (!link.lost()) {
-            GGML_LOG_ERROR("mesh-llm: %s (%s) has no %zu MiB of memory left\n", link.label().c_str(),
+            GGML_LOG_ERROR("mesh-llm: %s (%s) is out of memory: %zu MiB more are needed\n", link.label().c_str(),
                            link.config().name.c_str(), size >> 20);
         }
         return nullptr;
@@ -198,7 +198,7 @@ bool queue_gguf(Stage & stage, const ggml_tensor * tensor, const uint8_t * data,
     }
     if (!link.mesh() || !link.has_model(request->model)) {
         if (!std::exchange(stage.warned_no_model, true)) {
-            GGML_LOG_WARN("mesh-llm: %s (%s) %s: its weights travel over the network\n", link.label().c_str(),
+            GGML_LOG_WARN("mesh-llm: %s (%s) %s: the weights are sent over the network\n", link.label().c_str(),
                           link.config().name.c_str(),
                           link.mesh() ? "does not have this model's files" : "is a stock ggml-rpc-server");
         }

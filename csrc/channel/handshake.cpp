@@ -43,7 +43,8 @@ bool stock_hello(Stream & stream) {
     const auto reply = wire::exactly<wire::StockHelloReply>(payload);
     if (reply.major != wire::stock_major || reply.minor > wire::stock_minor) {
         throw ProtocolError("the server speaks ggml-rpc " + std::to_string(reply.major) + "." +
-                            std::to_string(reply.minor) + ", we speak 7.0: install the same version on both machines");
+                            std::to_string(reply.minor) +
+                            ", this machine ggml-rpc 7.0: install the same version on both machines");
     }
     return wire::announces_mesh(reply);
 }
@@ -88,7 +89,7 @@ ServerInfo introduce(Stream & stream, const std::string & ggml_version) {
     const wire::Bytes payload = call(stream, wire::Command::mesh_hello, wire::encode(hello));
     wire::MeshHelloReply reply = wire::decode_mesh_hello_reply(payload);
     if (reply.ggml_version != ggml_version) {
-        throw ProtocolError("the server has ggml " + reply.ggml_version + ", we have " + ggml_version +
+        throw ProtocolError("the server has ggml " + reply.ggml_version + ", this machine ggml " + ggml_version +
                             ": install the same version of mesh-llm on both machines");
     }
     return {true, reply.session_key, std::min(reply.graph_slots, wire::max_graph_slots), std::move(reply.devices),

@@ -49,7 +49,7 @@ bool divides(int64_t a, int64_t b) {
 void require_mask(Tensor mask, int64_t ne0, int64_t rows, int64_t heads, int64_t batches) {
     require(dense(mask) && mask->ne[0] == ne0 && mask->ne[1] >= rows && divides(mask->ne[2], heads) &&
                 divides(mask->ne[3], batches),
-            "the mask does not fit");
+            "the mask does not match");
 }
 
 /// Kernels copy rows with memcpy: source and destination must be disjoint or identical.
@@ -69,29 +69,29 @@ void no_work(Tensor) {}
 
 void binary(Tensor t) {
     Tensor a = source(t, 0), b = source(t, 1);
-    require(ggml_are_same_shape(a, t) && ggml_can_repeat(b, a), "the shapes do not fit");
+    require(ggml_are_same_shape(a, t) && ggml_can_repeat(b, a), "the shapes do not match");
     require(dense_rows(t) && dense_rows(a), "rows are not contiguous");
     const bool same = a->type == b->type && b->type == t->type && is(t, {GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16});
     const bool mixed = is(a, {GGML_TYPE_F16, GGML_TYPE_BF16}) && b->type == GGML_TYPE_F32 &&
                        (t->type == a->type || t->type == GGML_TYPE_F32);
-    require(same || mixed, "the types do not fit");
+    require(same || mixed, "the types do not match");
 }
 
 void add_id(Tensor t) {
     Tensor a = source(t, 0), b = source(t, 1), ids = source(t, 2);
     require(is(t, {GGML_TYPE_F32}) && is(a, {GGML_TYPE_F32}) && is(b, {GGML_TYPE_F32}) && is(ids, {GGML_TYPE_I32}),
-            "the types do not fit");
+            "the types do not match");
     require(ggml_are_same_shape(a, t) && a->ne[0] == b->ne[0] && a->ne[1] == ids->ne[0] && a->ne[2] == ids->ne[1] &&
                 a->ne[3] == 1,
-            "the shapes do not fit");
+            "the shapes do not match");
     require(dense_rows(t) && dense_rows(a) && dense_rows(b) && dense_rows(ids), "rows are not contiguous");
 }
 
 /// Each value depends on the source's value at the same position only.
 void elementwise(Tensor t) {
     Tensor a = source(t, 0);
-    require(ggml_are_same_shape(a, t), "the shapes do not fit");
-    require(a->type == t->type && is(t, {GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16}), "the types do not fit");
+    require(ggml_are_same_shape(a, t), "the shapes do not match");
+    require(a->type == t->type && is(t, {GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16}), "the types do not match");
     require(ggml_is_contiguous_1(a) && ggml_is_contiguous_1(t) && dense_rows(a) && dense_rows(t),
             "the tensors are not contiguous");
 }
@@ -104,13 +104,13 @@ void unary(Tensor t) {
 void scale(Tensor t) {
     elementwise(t);
     require(dense(t) && dense(t->src[0]), "the tensors are not contiguous");
-    require(is(t, {GGML_TYPE_F32}), "the types do not fit");
+    require(is(t, {GGML_TYPE_F32}), "the types do not match");
 }
 
 void norm(Tensor t) {
     Tensor a = source(t, 0);
     require(ggml_are_same_shape(a, t) && is(a, {GGML_TYPE_F32}) && is(t, {GGML_TYPE_F32}),
-            "the shapes or types do not fit");
+            "the shapes or types do not match");
     require(dense_rows(a) && dense_rows(t), "rows are not contiguous");
     require(param_f32(t, 0) >= 0.0f, "epsilon is negative");
 }
@@ -118,45 +118,46 @@ void norm(Tensor t) {
 void group_norm(Tensor t) {
     Tensor a = source(t, 0);
     require(ggml_are_same_shape(a, t) && is(a, {GGML_TYPE_F32}) && is(t, {GGML_TYPE_F32}),
-            "the shapes or types do not fit");
+            "the shapes or types do not match");
     require(dense(a) && dense(t), "the tensors are not contiguous");
     require(t->op_params[0] > 0 && t->op_params[0] <= std::max<int64_t>(a->ne[2], 1) && param_f32(t, 1) >= 0.0f,
-            "the parameters do not fit");
+            "the parameters are invalid");
 }
 
 /// Each row becomes one value.
 void reduce_rows(Tensor t) {
     Tensor a = source(t, 0);
     require(t->ne[0] == 1 && a->ne[1] == t->ne[1] && a->ne[2] == t->ne[2] && a->ne[3] == t->ne[3],
-            "the shapes do not fit");
-    require(is(a, {GGML_TYPE_F32}) && is(t, {GGML_TYPE_F32}) && dense_rows(a) && dense_rows(t), "the types do not fit");
+            "the shapes do not match");
+    require(is(a, {GGML_TYPE_F32}) && is(t, {GGML_TYPE_F32}) && dense_rows(a) && dense_rows(t),
+            "the types do not match");
 }
 
 void sum(Tensor t) {
     Tensor a = source(t, 0);
     require(ggml_nelements(t) == 1 && is(a, {GGML_TYPE_F32}) && is(t, {GGML_TYPE_F32}) && dense_rows(a) &&
                 dense_rows(t),
-            "the shapes or types do not fit");
+            "the shapes or types do not match");
 }
 
 void cumsum(Tensor t) {
     Tensor a = source(t, 0);
     require(ggml_are_same_shape(a, t) && is(a, {GGML_TYPE_F32}) && is(t, {GGML_TYPE_F32}) && dense_rows(a) &&
                 dense_rows(t),
-            "the shapes or types do not fit");
+            "the shapes or types do not match");
 }
 
 void argmax(Tensor t) {
     Tensor a = source(t, 0);
-    require(is(a, {GGML_TYPE_F32}) && is(t, {GGML_TYPE_I32}) && dense(a) && dense(t), "the types do not fit");
+    require(is(a, {GGML_TYPE_F32}) && is(t, {GGML_TYPE_I32}) && dense(a) && dense(t), "the types do not match");
     require(t->ne[0] == a->ne[1] && ggml_nelements(t) == t->ne[0] && a->ne[2] == 1 && a->ne[3] == 1 && a->ne[0] > 0,
-            "the shapes do not fit");
+            "the shapes do not match");
 }
 
 void repeat(Tensor t) {
     Tensor a = source(t, 0);
     require(ggml_can_repeat(a, t) && a->type == t->type && is(t, {GGML_TYPE_F32, GGML_TYPE_F16}),
-            "the shapes or types do not fit");
+            "the shapes or types do not match");
     require(dense_rows(a) && dense_rows(t), "rows are not contiguous");
 }
 
@@ -165,17 +166,17 @@ void concat(Tensor t) {
     const int dim = t->op_params[0];
     require(dim >= 0 && dim < GGML_MAX_DIMS && a->type == b->type && a->type == t->type &&
                 is(t, {GGML_TYPE_F32, GGML_TYPE_I32, GGML_TYPE_F16, GGML_TYPE_BF16}),
-            "the types do not fit");
+            "the types do not match");
     for (int i = 0; i < GGML_MAX_DIMS; i++) {
         require(i == dim ? t->ne[i] == a->ne[i] + b->ne[i] : (t->ne[i] == a->ne[i] && t->ne[i] == b->ne[i]),
-                "the shapes do not fit");
+                "the shapes do not match");
     }
     require(dense_rows(a) && dense_rows(b) && dense_rows(t), "rows are not contiguous");
 }
 
 void copy(Tensor t) {
     Tensor a = source(t, 0);
-    require(ggml_nelements(a) == ggml_nelements(t), "the sizes do not fit");
+    require(ggml_nelements(a) == ggml_nelements(t), "the sizes do not match");
     const auto floats = {GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16};
     if (is(a, floats) && is(t, floats)) {
         return;
@@ -185,23 +186,23 @@ void copy(Tensor t) {
         return;
     }
     if (a->type == t->type) {
-        require((dense(a) && dense(t)) || ggml_are_same_shape(a, t), "the shapes do not fit");
+        require((dense(a) && dense(t)) || ggml_are_same_shape(a, t), "the shapes do not match");
         return;
     }
     if (is(a, floats)) { // to a quantised type
         require(ggml_is_quantized(t->type) && ggml_get_type_traits_cpu(t->type)->from_float != nullptr,
-                "the types do not fit");
+                "the types do not match");
         require(ggml_is_contiguous(t) && dense_rows(t) && dense_rows(a) && divides(ggml_blck_size(t->type), a->ne[0]),
                 "the tensors are not contiguous");
         return;
     }
     require(ggml_is_quantized(a->type) && is(t, {GGML_TYPE_F32}) && ggml_get_type_traits(a->type)->to_float != nullptr,
-            "the types do not fit");
+            "the types do not match");
     // ggml dequantises by the shape of src[1] if a copy has one
     require(ggml_is_contiguous(a) && dense(t) && ggml_nelements(t) < UINT32_MAX, "the tensors are not contiguous");
     require(t->src[1] == nullptr ||
                 (ggml_are_same_shape(t->src[1], t) && dense(t->src[1]) && t->src[1]->type == t->type),
-            "the target does not fit");
+            "the target does not match");
     require(t->op == GGML_OP_CPY, "only CPY dequantises");
     require(t->src[1] != nullptr, "the target is missing");
 }
@@ -215,76 +216,77 @@ void mul_mat(Tensor t) {
     Tensor a = source(t, 0), b = source(t, 1);
     require(a->ne[0] == b->ne[0] && t->ne[0] == a->ne[1] && t->ne[1] == b->ne[1] && t->ne[2] == b->ne[2] &&
                 t->ne[3] == b->ne[3] && divides(a->ne[2], b->ne[2]) && divides(a->ne[3], b->ne[3]),
-            "the shapes do not fit");
-    require(is(t, {GGML_TYPE_F32}) && has_dot(a->type), "the types do not fit");
+            "the shapes do not match");
+    require(is(t, {GGML_TYPE_F32}) && has_dot(a->type), "the types do not match");
     require(is(b, {GGML_TYPE_F32}) || (b->type == a->type && is(b, {GGML_TYPE_F16, GGML_TYPE_BF16})),
-            "the types do not fit");
+            "the types do not match");
     require(dense_rows(a) && dense_rows(b) && plain(t), "rows are not contiguous");
     if (t->op_params[1] != 0) { // a Hadamard rotation instead of a product
         require(t->op_params[1] == GGML_HINT_SRC0_IS_HADAMARD && is(a, {GGML_TYPE_F32}) && is(b, {GGML_TYPE_F32}) &&
                     a->ne[0] == a->ne[1] && b->ne[0] > 0 && (b->ne[0] & (b->ne[0] - 1)) == 0,
-                "the hint does not fit");
+                "the hint does not match");
     }
 }
 
 void mul_mat_id(Tensor t) {
     Tensor a = source(t, 0), b = source(t, 1), ids = source(t, 2);
     require(is(t, {GGML_TYPE_F32}) && is(b, {GGML_TYPE_F32}) && is(ids, {GGML_TYPE_I32}) && has_dot(a->type),
-            "the types do not fit");
+            "the types do not match");
     require(a->ne[3] == 1 && b->ne[3] == 1 && ids->ne[2] == 1 && ids->ne[3] == 1 && ids->ne[1] == b->ne[2] &&
                 a->ne[0] == b->ne[0] && divides(b->ne[1], ids->ne[0]),
-            "the shapes do not fit");
+            "the shapes do not match");
     require(t->ne[0] == a->ne[1] && t->ne[1] == ids->ne[0] && t->ne[2] == b->ne[2] && t->ne[3] == 1,
-            "the shapes do not fit");
+            "the shapes do not match");
     require(dense_rows(a) && dense_rows(b) && plain(t) && dense_rows(ids), "rows are not contiguous");
 }
 
 void get_rows(Tensor t) {
     Tensor a = source(t, 0), ids = source(t, 1);
-    require(is(ids, {GGML_TYPE_I32}) && ids->ne[3] == 1, "the indices do not fit");
+    require(is(ids, {GGML_TYPE_I32}) && ids->ne[3] == 1, "the indices do not match");
     require(t->ne[0] == a->ne[0] && t->ne[1] == ids->ne[0] && t->ne[2] == ids->ne[1] && t->ne[3] == ids->ne[2] &&
                 a->ne[2] == ids->ne[1] && a->ne[3] == ids->ne[2],
-            "the shapes do not fit");
+            "the shapes do not match");
     const bool numbers = is(a, {GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16}) ||
                          (ggml_is_quantized(a->type) && ggml_get_type_traits(a->type)->to_float != nullptr);
     require((numbers && is(t, {GGML_TYPE_F32})) || (is(a, {GGML_TYPE_I32}) && is(t, {GGML_TYPE_I32})),
-            "the types do not fit");
+            "the types do not match");
     require(dense_rows(a) && dense_rows(t) && dense_rows(ids), "rows are not contiguous");
 }
 
 void set_rows(Tensor t) {
     Tensor b = source(t, 0), ids = source(t, 1);
-    require(is(ids, {GGML_TYPE_I32, GGML_TYPE_I64}) && ids->ne[3] == 1 && dense_rows(ids), "the indices do not fit");
+    require(is(ids, {GGML_TYPE_I32, GGML_TYPE_I64}) && ids->ne[3] == 1 && dense_rows(ids), "the indices do not match");
     require(t->ne[0] == b->ne[0] && t->ne[2] == b->ne[2] && t->ne[3] == b->ne[3] && b->ne[1] == ids->ne[0] &&
                 divides(ids->ne[1], b->ne[2]) && divides(ids->ne[2], b->ne[3]),
-            "the shapes do not fit");
-    require(is(b, {GGML_TYPE_F32}) || (is(b, {GGML_TYPE_F16}) && is(t, {GGML_TYPE_F16})), "the types do not fit");
-    require(ggml_get_type_traits_cpu(t->type)->from_float != nullptr, "the types do not fit");
+            "the shapes do not match");
+    require(is(b, {GGML_TYPE_F32}) || (is(b, {GGML_TYPE_F16}) && is(t, {GGML_TYPE_F16})), "the types do not match");
+    require(ggml_get_type_traits_cpu(t->type)->from_float != nullptr, "the types do not match");
     require(dense_rows(b) && dense_rows(t), "rows are not contiguous");
 }
 
 void diag_mask(Tensor t) {
     scale(t);
-    require(t->op_params[0] >= 0, "the parameters do not fit");
+    require(t->op_params[0] >= 0, "the parameters are invalid");
 }
 
 void soft_max(Tensor t) {
     Tensor a = source(t, 0), mask = t->src[1], sinks = t->src[2];
     require(ggml_are_same_shape(a, t) && is(a, {GGML_TYPE_F32}) && is(t, {GGML_TYPE_F32}) && dense(a) && dense(t),
-            "the shapes or types do not fit");
+            "the shapes or types do not match");
     if (mask != nullptr) {
-        require(is(source(t, 1), {GGML_TYPE_F32, GGML_TYPE_F16}), "the types do not fit");
+        require(is(source(t, 1), {GGML_TYPE_F32, GGML_TYPE_F16}), "the types do not match");
         require_mask(mask, a->ne[0], a->ne[1], a->ne[2], a->ne[3]);
     }
     require(mask != nullptr || !(param_f32(t, 1) > 0.0f), "a bias without a mask");
     if (sinks != nullptr) {
-        require(is(source(t, 2), {GGML_TYPE_F32}) && dense(sinks) && sinks->ne[0] == a->ne[2], "the sinks do not fit");
+        require(is(source(t, 2), {GGML_TYPE_F32}) && dense(sinks) && sinks->ne[0] == a->ne[2],
+                "the sinks do not match");
     }
 }
 
 // The kernel fills its cache of angles for whole rows, so it reads ne[0] / 2 factors even where only n_dims are used.
 void require_factors(Tensor factors, int n_dims, int64_t ne0) {
-    require(is(factors, {GGML_TYPE_F32}) && dense(factors) && factors->ne[0] >= n_dims / 2, "the factors do not fit");
+    require(is(factors, {GGML_TYPE_F32}) && dense(factors) && factors->ne[0] >= n_dims / 2, "the factors do not match");
     if (factors->ne[0] < ne0 / 2 && factors->data != nullptr && factors->buffer != nullptr) {
         const auto * base = static_cast<const uint8_t *>(ggml_backend_buffer_get_base(factors->buffer));
         const auto * end = base + ggml_backend_buffer_get_size(factors->buffer);
@@ -299,26 +301,26 @@ void rope(Tensor t) {
     const int * sections = t->op_params + 11;
     require(ggml_are_same_shape(a, t) && a->type == t->type && is(t, {GGML_TYPE_F32, GGML_TYPE_F16}) && dense_rows(a) &&
                 dense_rows(t),
-            "the shapes or types do not fit");
+            "the shapes or types do not match");
     const auto modes = {GGML_ROPE_TYPE_NORMAL, GGML_ROPE_TYPE_NEOX, GGML_ROPE_TYPE_MROPE, GGML_ROPE_TYPE_VISION,
                         GGML_ROPE_TYPE_IMROPE};
     require(std::find(modes.begin(), modes.end(), mode) != modes.end(), "the mode does not exist");
     require(n_dims > 0 && n_dims % 2 == 0 && offset >= 0 && offset % 2 == 0 && int64_t(offset) + n_dims <= a->ne[0] &&
                 a->ne[0] % 2 == 0,
-            "the rotated part does not fit");
+            "the rotated part is too large");
     const bool multi = (mode & GGML_ROPE_TYPE_MROPE) != 0;
     if (multi) {
         int64_t total = 0;
         for (int i = 0; i < 4; i++) {
-            require(sections[i] >= 0, "the sections do not fit");
+            require(sections[i] >= 0, "the sections do not match");
             total += sections[i];
         }
         require(total > 0 && total <= a->ne[0] && sections[0] + sections[1] + sections[2] > 0,
-                "the sections do not fit");
+                "the sections do not match");
         // in vision mode the kernels divide by the sum of the first two sections
         require(mode != GGML_ROPE_TYPE_VISION ||
                     (n_dims == a->ne[0] / 2 && offset == 0 && sections[0] > 0 && sections[1] > 0),
-                "the sections do not fit");
+                "the sections do not match");
     }
     require(is(pos, {GGML_TYPE_I32}) && dense(pos) && pos->ne[0] >= a->ne[2] * (multi ? 4 : 1),
             "the positions do not fit");
@@ -329,64 +331,65 @@ void rope(Tensor t) {
 
 void flash_attn(Tensor t) {
     Tensor q = source(t, 0), k = source(t, 1), v = source(t, 2), mask = t->src[3], sinks = t->src[4];
-    require(is(q, {GGML_TYPE_F32}) && is(t, {GGML_TYPE_F32}) && has_dot(k->type), "the types do not fit");
-    require(is(v, {GGML_TYPE_F32}) || ggml_get_type_traits(v->type)->to_float != nullptr, "the types do not fit");
+    require(is(q, {GGML_TYPE_F32}) && is(t, {GGML_TYPE_F32}) && has_dot(k->type), "the types do not match");
+    require(is(v, {GGML_TYPE_F32}) || ggml_get_type_traits(v->type)->to_float != nullptr, "the types do not match");
     require(q->ne[0] == k->ne[0] && k->ne[1] == v->ne[1] && divides(k->ne[2], q->ne[2]) &&
                 divides(v->ne[2], q->ne[2]) && q->ne[3] == k->ne[3] && q->ne[3] == v->ne[3],
-            "the shapes do not fit");
+            "the shapes do not match");
     require(t->ne[0] == v->ne[0] && t->ne[1] == q->ne[2] && t->ne[2] == q->ne[1] && t->ne[3] == q->ne[3],
-            "the shapes do not fit");
+            "the shapes do not match");
     require(dense_rows(q) && dense_rows(k) && dense_rows(v) && plain(t), "rows are not contiguous");
     if (mask != nullptr) {
-        require(is(source(t, 3), {GGML_TYPE_F16}), "the types do not fit");
+        require(is(source(t, 3), {GGML_TYPE_F16}), "the types do not match");
         require_mask(mask, k->ne[1], q->ne[1], q->ne[2], q->ne[3]);
     }
     require(mask != nullptr || !(param_f32(t, 1) > 0.0f), "a bias without a mask");
     require(t->op_params[3] == GGML_PREC_DEFAULT || t->op_params[3] == GGML_PREC_F32, "the precision does not exist");
     if (sinks != nullptr) {
-        require(is(source(t, 4), {GGML_TYPE_F32}) && dense(sinks) && sinks->ne[0] == q->ne[2], "the sinks do not fit");
+        require(is(source(t, 4), {GGML_TYPE_F32}) && dense(sinks) && sinks->ne[0] == q->ne[2],
+                "the sinks do not match");
     }
 }
 
 void pad(Tensor t) {
     Tensor a = source(t, 0);
-    require(is(a, {GGML_TYPE_F32}) && is(t, {GGML_TYPE_F32}) && dense_rows(a) && dense(t), "the types do not fit");
+    require(is(a, {GGML_TYPE_F32}) && is(t, {GGML_TYPE_F32}) && dense_rows(a) && dense(t), "the types do not match");
     for (int i = 0; i < GGML_MAX_DIMS; i++) {
         const int64_t before = t->op_params[2 * i], after = t->op_params[2 * i + 1];
-        require(before >= 0 && after >= 0 && t->ne[i] == a->ne[i] + before + after, "the shapes do not fit");
+        require(before >= 0 && after >= 0 && t->ne[i] == a->ne[i] + before + after, "the shapes do not match");
     }
 }
 
 void argsort(Tensor t) {
     Tensor a = source(t, 0);
     require(ggml_are_same_shape(a, t) && is(a, {GGML_TYPE_F32}) && is(t, {GGML_TYPE_I32}) && dense(a) && dense(t),
-            "the shapes or types do not fit");
+            "the shapes or types do not match");
     require(t->op_params[0] == GGML_SORT_ORDER_ASC || t->op_params[0] == GGML_SORT_ORDER_DESC,
             "the order does not exist");
 }
 
 void top_k(Tensor t) {
     Tensor a = source(t, 0);
-    require(is(a, {GGML_TYPE_F32}) && is(t, {GGML_TYPE_I32}) && dense(a) && dense(t), "the types do not fit");
+    require(is(a, {GGML_TYPE_F32}) && is(t, {GGML_TYPE_I32}) && dense(a) && dense(t), "the types do not match");
     require(t->ne[0] > 0 && t->ne[0] <= a->ne[0] && t->ne[1] == a->ne[1] && t->ne[2] == a->ne[2] &&
                 t->ne[3] == a->ne[3],
-            "the shapes do not fit");
+            "the shapes do not match");
 }
 
 void glu(Tensor t) {
     Tensor a = source(t, 0), b = t->src[1];
     require(t->op_params[0] >= 0 && t->op_params[0] < GGML_GLU_OP_COUNT, "the function does not exist");
-    require(is(a, {GGML_TYPE_F32}) && is(t, {GGML_TYPE_F32}), "the types do not fit");
-    require(a->ne[1] == t->ne[1] && a->ne[2] == t->ne[2] && a->ne[3] == t->ne[3], "the shapes do not fit");
+    require(is(a, {GGML_TYPE_F32}) && is(t, {GGML_TYPE_F32}), "the types do not match");
+    require(a->ne[1] == t->ne[1] && a->ne[2] == t->ne[2] && a->ne[3] == t->ne[3], "the shapes do not match");
     require(ggml_is_contiguous_1(a) && ggml_is_contiguous_1(t) && dense_rows(a) && dense_rows(t),
             "the tensors are not contiguous");
     if (b == nullptr) {
-        require(a->ne[0] % 2 == 0 && t->ne[0] == a->ne[0] / 2, "the shapes do not fit");
+        require(a->ne[0] % 2 == 0 && t->ne[0] == a->ne[0] / 2, "the shapes do not match");
         return;
     }
     require(is(source(t, 1), {GGML_TYPE_F32}) && ggml_are_same_shape(a, b) && t->ne[0] == a->ne[0] &&
                 ggml_is_contiguous_1(b) && dense_rows(b),
-            "the shapes do not fit");
+            "the shapes do not match");
 }
 
 using Rule = void (*)(Tensor);

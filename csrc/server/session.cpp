@@ -69,7 +69,7 @@ bool Session::read_header(Command & command) {
     std::memcpy(&remaining_, raw + 1, sizeof(remaining_));
     const auto limit = wire::max_payload(command);
     if (!limit) {
-        throw ProtocolError("a command that does not exist: " + std::to_string(raw[0]));
+        throw ProtocolError("unknown command " + std::to_string(raw[0]));
     }
     if (remaining_ > *limit) {
         throw ProtocolError("a payload of " + std::to_string(remaining_) + " bytes for command " +

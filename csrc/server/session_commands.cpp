@@ -216,7 +216,8 @@ void Session::register_peer(const wire::RegisterPeer & request) {
         peers_[request.peer] = std::make_unique<PeerLink>(*address, request.session_key, shared_.counters);
         reply_with(uint8_t(1));
     } catch (const std::exception & e) { // not an error of the session: the host relays instead
-        shared_.log("cannot push to " + request.address + ", the host will relay: " + e.what());
+        shared_.log("cannot connect to the stage at " + request.address +
+                    ", so the host relays between them: " + e.what());
         reply_with(uint8_t(0));
     }
 }

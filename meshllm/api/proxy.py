@@ -129,7 +129,9 @@ class _PublicEndpoint:
         name = request.match_info["name"]
         found = next((m for m in self._target.served() if m.name == name), None)
         if found is None:
-            return error_response(404, "not_found_error", f"the model '{name}' is not served here")
+            return error_response(
+                404, "not_found_error", f"the model '{name}' is not served here; /v1/models lists what is"
+            )
         return web.json_response(_describe_model(found))
 
     async def status(self, _request: web.Request) -> web.Response:
@@ -267,7 +269,7 @@ def _describe_model(model: Served) -> dict[str, object]:
 
 
 def _unavailable(reason: str) -> web.Response:
-    response = error_response(503, "unavailable_error", reason or "the engine is being restarted")
+    response = error_response(503, "unavailable_error", reason or "the model is restarting; try again in a few seconds")
     response.headers["Retry-After"] = "2"
     response.headers[_TRY_ELSEWHERE] = "1"  # read by other nodes only
     return response

@@ -56,9 +56,9 @@ def _pi_models(url: str, models: Sequence[str], key: str) -> dict[str, Any]:
 @click.command("agents", cls=Command)
 @port()
 def agents(port: int) -> None:
-    """Print commands that launch pi and goose.
+    """Print commands that start the coding agents pi and goose.
 
-    They use the models that are served now.
+    With them, the agents use the models that are served now.
     """
     found = asyncio.run(ask_node(port, "GET", "/status"))["agents"]
     if not found:

@@ -20,7 +20,9 @@ async def ask_node(port: int, method: str, path: str, body: object | None = None
         ):
             answer: Any = await (response.json() if response.content_type == "application/json" else response.text())
     except (aiohttp.ClientError, OSError):
-        raise MeshLlmError(f"none of your nodes has its API on port {port}; name another port with --port") from None
+        raise MeshLlmError(
+            f"no mesh-llm of yours answers on port {port} of this machine; start one, or give its port with --port"
+        ) from None
     if response.status != 200:
         raise MeshLlmError(str(answer.get("error")))
     return answer

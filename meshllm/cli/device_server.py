@@ -34,11 +34,15 @@ Example:
     "devices",
     multiple=True,
     metavar="NAME",
-    help="ggml device to lend; repeatable; default: all GPUs, or else the CPU.",
+    help="Device to lend, such as CUDA0; repeatable; default: all GPUs, or else the CPU.",
 )
 @threads()
 @max_vram()
-@option("--allow-remote", is_flag=True, help="Listen beyond this machine. The channel is NOT encrypted.")
+@option(
+    "--allow-remote",
+    is_flag=True,
+    help="Accept connections from other machines. They are NEITHER encrypted NOR authenticated.",
+)
 def device_server(
     listen: str,
     models: tuple[str, ...],
@@ -76,4 +80,4 @@ def device_server(
             output.emit(line)
     server.stop()
     done = server.counters()
-    output.emit(f"served {done['graphs_computed']} graphs in {done['compute_ns'] / 1e9:.3f} s of compute time")
+    output.emit(f"computed {done['graphs_computed']} graphs in {done['compute_ns'] / 1e9:.3f} s of compute time")

@@ -23,4 +23,4 @@ def drop(model: str, undo: bool, port: int) -> None:
     if undo:
         click.echo(f"{name} may be served again")
     else:
-        click.echo(f"{name} is dropped; mesh-llm drop --undo {name} brings it back")
+        click.echo(f"{name} is no longer served on any node; mesh-llm drop --undo {name} allows it again")

@@ -78,7 +78,7 @@ def _advertised(config: ServeConfig) -> tuple[str, ...]:
     for text in config.advertise:
         address = text if split_address(text) else join_address(text.strip("[]"), config.bind_port)
         if not split_address(address):
-            raise MeshLlmError(f"--advertise {text} is neither HOST:PORT, nor HOST together with --bind-port")
+            raise MeshLlmError(f"--advertise {text}: give HOST:PORT, or HOST alone together with --bind-port")
         found.append(address)
     return tuple(found)
 
@@ -96,7 +96,7 @@ def _identity(config: ServeConfig, stack: contextlib.ExitStack) -> tuple[Identit
     identity = file.load()
     if identity is None:
         if config.identity:
-            raise MeshLlmError(f"another mesh-llm uses the identity {path}; choose another file with --identity")
+            raise MeshLlmError(f"another mesh-llm is using the key file {path}; give this one another with --identity")
         return make_identity(), KnownMeshes(None)
     return identity, KnownMeshes(path.with_name(path.name + ".mesh.json"))
 
@@ -148,9 +148,9 @@ class _NodeWithApi:
 async def _announce(node: Node, token: Token | None, local: _NodeWithApi, output: Output) -> None:
     await node.started.wait()
     if local.open_to_all:
-        output.emit(f"anyone who can reach {local.url} may use it; --api-key KEY requires a key")
+        output.emit(f"warning: anyone who can reach {local.url} can use it; protect it with --api-key KEY")
     if token is None:
-        output.emit(f"invite others: mesh-llm --join {node.make_token()}")
+        output.emit(f"to add a machine, run there: mesh-llm --join {node.make_token()}")
     await node.router.wait_served()
     output.emit(f"the API is at {local.url}")
     for line in launch_lines(local.url, [model.name for model in node.router.served()], local.key):

@@ -22,7 +22,12 @@ class Option(click.Option):
     def __init__(self, *args: Any, group: str = "Options", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.group = group
-        self.envvar = self.envvar or _PREFIX + self.opts[0].removeprefix("--").replace("-", "_").upper()
+        self.envvar = self.envvar or _PREFIX + _long(self).removeprefix("--").replace("-", "_").upper()
+
+
+def _long(parameter: click.Option) -> str:
+    """Its spelling with two dashes."""
+    return next(spelling for spelling in parameter.opts if spelling.startswith("--"))
 
 
 class Command(click.Command):
@@ -38,8 +43,10 @@ class Command(click.Command):
         if own := [parameter for parameter in self.params if isinstance(parameter, Option)]:
             formatter.write_paragraph()
             with formatter.indentation():
-                variable, name = own[0].envvar, own[0].opts[0]
-                formatter.write_text(f"Every option has an environment variable, such as {variable} for {name}.")
+                variable, name = own[0].envvar, _long(own[0])
+                formatter.write_text(
+                    f"Every option can be set by an environment variable, such as {variable} for {name}."
+                )
 
 
 def option_records(command: click.Command, ctx: click.Context) -> dict[str, list[tuple[str, str]]]:

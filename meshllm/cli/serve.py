@@ -54,7 +54,9 @@ _engine = partial(option, group="Engine")
 )
 @_model("--no-draft", is_flag=True, help="Turn speculative decoding off.")
 @_mesh("--join", metavar="TOKEN", help="Join the mesh that issued this invite token.")
-@_mesh("--client", is_flag=True, help="Only use the mesh: no GPU, no model, no engine. Needs --join.")
+@_mesh(
+    "--client", is_flag=True, help="Use the mesh and lend nothing: no model is stored or computed here. Needs --join."
+)
 @_mesh("--name", metavar="NAME", help="Name of this node; default: the machine's host name.")
 @_mesh("--identity", type=_FILE, metavar="FILE", help="Key file of this node; default: in the user's data directory.")
 @_mesh("--bind-port", default=0, metavar="PORT", help="UDP port of the mesh; default: any free port.")
@@ -74,15 +76,14 @@ _engine = partial(option, group="Engine")
     "--tensor-split",
     callback=parse_split,
     metavar="R,R",
-    help="Proportions of the model, such as 0.6,0.4: for each stage in order and, last, for the host; "
-    "default: by memory.",
+    help="Shares of the model, such as 0.6,0.4: for each stage in order and, last, for the host; default: by memory.",
 )
 @_mesh(
     "--stage",
     "stages",
     multiple=True,
     metavar="ADDRESS",
-    help="Without a mesh: compute on the device server at this address; repeatable.",
+    help="Without a mesh: use the device server at this address as a stage; repeatable.",
 )
 @port(group="API")
 @_api("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Address the API listens on.")
@@ -100,7 +101,7 @@ _engine = partial(option, group="Engine")
     flag_value=3131,
     type=int,
     metavar="[PORT]",
-    help="Serve the dashboard; default port: 3131.",
+    help="Serve the web dashboard; default port: 3131.",
 )
 @_api(
     "--console-host",
@@ -109,7 +110,7 @@ _engine = partial(option, group="Engine")
     metavar="ADDRESS",
     help="Address the dashboard listens on; one that others can reach needs --api-key.",
 )
-@_engine("--device", metavar="NAME", help="ggml device to use; default: all GPUs, or else the CPU.")
+@_engine("--device", metavar="NAME", help="Device to use, such as CUDA0; default: all GPUs, or else the CPU.")
 @max_vram(group="Engine")
 @threads(group="Engine")
 @_engine(
@@ -143,9 +144,9 @@ def _check(config: ServeConfig) -> None:
     if config.client and config.model:
         raise click.UsageError("--client takes no --model: it uses the models that the mesh serves")
     if len(config.model) > 1 and config.stages:
-        raise click.UsageError("--stage takes only one --model")
+        raise click.UsageError("--stage works with a single --model")
     if config.console is not None and not is_loopback(config.console_host) and not config.api_key:
-        raise click.UsageError("a --console-host that others can reach needs --api-key KEY")
+        raise click.UsageError("other machines can reach this --console-host, so --api-key KEY is needed")
     if config.draft and config.no_draft:
         raise click.UsageError("--draft and --no-draft cannot be combined")
     if config.stages and (config.join or config.client or config.split):

@@ -16,12 +16,12 @@ _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 @click.command("token", cls=Command)
 @port()
 @option("--expires", metavar="TIME", help="How long the token is valid, such as 30m, 24h or 7d; default: forever.")
-@option("--revoke", metavar="TOKEN", help="Revoke this token instead: nobody else can join with it.")
+@option("--revoke", metavar="TOKEN", help="Revoke this token: no more nodes can join with it. Prints none.")
 def token(port: int, expires: str | None, revoke: str | None) -> None:
     """Print an invite token, or revoke one."""
     if revoke:
         asyncio.run(ask_node(port, "POST", "/revoke", {"token": revoke}))
-        click.echo("revoked: nodes that have joined with it stay, and nobody else can use it")
+        click.echo("revoked: no more nodes can join with it; those that have joined stay")
     else:
         click.echo(asyncio.run(ask_node(port, "POST", "/token", {"expires_s": parse_time(expires)}))["token"])
 

@@ -131,7 +131,7 @@ def make_launch_spec(
     if len(weights) not in (len(devices), len(devices) + 1):
         raise EngineError(
             f"--tensor-split has {len(weights)} numbers for {len(devices)} stages; "
-            "give one for each stage, and one more if the host is to hold layers"
+            f"give {len(devices)}, or {len(devices) + 1} for the host to hold layers too"
         )
     host_weight = weights.pop() if len(weights) > len(devices) else 0.0
     layers = assign_layers(model.n_layers, weights, host_weight) if devices else [model.n_layers]

@@ -16,9 +16,9 @@ def assign_layers(n_layers: int, stage_weights: Sequence[float], host_weight: fl
     n_stages = len(stage_weights)
     weights = [*stage_weights, host_weight]
     if n_stages > n_layers:
-        raise EngineError(f"the model has {n_layers} layers, too few for {n_stages} stages; name fewer stages")
+        raise EngineError(f"the model has {n_layers} layers, too few for {n_stages} stages; use fewer stages")
     if any(w < 0 for w in weights) or sum(weights) <= 0:
-        raise EngineError("--tensor-split needs numbers that are not negative, and one that is not zero")
+        raise EngineError("the numbers of --tensor-split must be 0 or more, and at least one must be above 0")
     spare = n_layers - n_stages
     shares = [spare * w / sum(weights) for w in weights]
     layers = [int(share) for share in shares]

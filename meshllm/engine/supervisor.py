@@ -125,7 +125,9 @@ class Engine:
         """Returns only by cancellation, or raises EngineError when the model cannot be served here."""
         backoff_s, failed_starts = _FIRST_BACKOFF_S, 0
         for name in dict.fromkeys(stage.name for stage in self.spec.stages if not stage.has_model):
-            self._emit(f"{name} does not have {self.spec.model.name}: its weights are sent over the network")
+            self._emit(
+                f"{name} does not have {self.spec.model.name} on disk: the weights are sent to it over the network"
+            )
         try:
             while True:
                 began = time.monotonic()
@@ -139,7 +141,9 @@ class Engine:
                         raise EngineError(f"cannot serve {self.spec.model.name}: {self.reason}")
                     if was_ready and time.monotonic() - began > _STEADY_S:
                         backoff_s = _FIRST_BACKOFF_S
-                    self._emit(f"llama-server ended ({self.reason}); restarting it in {backoff_s:g} s")
+                    self._emit(
+                        f"llama-server stopped ({self.reason}); restarting it in {backoff_s:g} s (-v shows its output)"
+                    )
                     await asyncio.sleep(backoff_s)
                     backoff_s = min(2 * backoff_s, _LAST_BACKOFF_S)
                 self.restarts += 1
@@ -220,7 +224,7 @@ class Engine:
                 self._report_loading(counters)
             if counters.state is LinkState.LOST:
                 self._enter(EngineState.STAGE_LOST, counters.error)
-                self._emit(f"{counters.error}; requests fail until it is back")
+                self._emit(f"{counters.error}; requests to {self.spec.model.name} fail until that stage is back")
                 return
 
     async def _let_errors_out(self, ended: asyncio.Task[int]) -> None:
@@ -275,4 +279,4 @@ class Engine:
         loaded = sum(c.weight_bytes_local + c.weight_bytes_sent for c in counters.stages)
         expected = sum(stage.weight_bytes for stage in self.spec.stages)
         percent = min(100, 100 * loaded // expected) if expected else 100
-        self._progress(f"loading {self.spec.model.name}: {percent} %{self._where()}")
+        self._progress(f"loading {self.spec.model.name}: {percent}%{self._where()}")

@@ -148,7 +148,7 @@ def _list(value: Any, item: Callable[[Any], _T], limit: int) -> tuple[_T, ...]:
 def _text(value: Any) -> str:
     """Text that is shown to people, without characters that control a terminal."""
     if not isinstance(value, str) or len(value) > MAX_NAME:
-        raise ValueError("not a text, or too long")
+        raise ValueError("not a string, or too long")
     return "".join(c if c.isprintable() else "?" for c in value)
 
 
@@ -205,5 +205,5 @@ def _serving(value: Any) -> Serving:
 def _table(value: Any, item: Callable[[Any], _T]) -> dict[str, _T]:
     """Keys are node ids or fingerprints."""
     if not isinstance(value, dict) or len(value) > MAX_PEERS:
-        raise ValueError("not a table, or too large")
+        raise ValueError("not an object, or too large")
     return {_node(k): item(v) for k, v in value.items()}

@@ -176,7 +176,7 @@ def _each(values: Sequence[Any], item: Callable[[Any], _T]) -> tuple[_T, ...]:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError("not a text")
+        raise ValueError("not a string, or too long")
     return value[:_MAX_TEXT]
 
 

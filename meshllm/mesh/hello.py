@@ -80,9 +80,9 @@ def answer(
     fields = _fields(question)
     peer_boot = fields.get("boot")
     if fields.get("mesh") != credentials.mesh or not isinstance(peer_boot, str):
-        raise MeshError("this node belongs to another mesh")
+        raise MeshError("the two nodes belong to different meshes; ask for a new token")
     if credentials.secret is None:
-        raise MeshError("this node is not yet a member itself; try again in a moment")
+        raise MeshError("the node that was asked is not yet a member itself; try again in a moment")
     reply: dict[str, Any] = {"proof": credentials.proof(me), "boot": boot, "observed": observed, "secret": None}
     if not credentials.proves(fields.get("proof"), peer_id):
         why = why_refused(_ticket(fields.get("ticket")), credentials.secret, credentials.mesh, revoked, now)
@@ -106,14 +106,14 @@ def welcome(credentials: Credentials, reply: bytes, peer_id: str) -> Welcome:
         raise ProtocolError("malformed answer to the hello")
     if credentials.secret is not None:
         if not credentials.proves(fields.get("proof"), peer_id):
-            raise MeshError("the other side is no member of this mesh")
+            raise MeshError("the other node is not a member of this mesh")
         return Welcome(boot[:64], observed[:64], None)
     try:
         received = bytes.fromhex(secret) if isinstance(secret, str) else b""
     except ValueError:
         received = b""
     if len(received) != SECRET_BYTES:
-        raise ProtocolError("an answer to the hello without the mesh's secret")
+        raise ProtocolError("the answer to the hello lacks the mesh's secret")
     return Welcome(boot[:64], observed[:64], received)
 
 

@@ -232,7 +232,7 @@ class Membership:
             fields = orjson.loads(message)
             kind, news, sequence = fields["t"], fields["n"], fields.get("q", 0)
             if not isinstance(kind, str) or not isinstance(news, list) or type(sequence) is not int:
-                raise ValueError("kind, news or sequence")
+                raise ValueError("invalid kind, news or sequence")
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ProtocolError("malformed gossip message") from None
         for update in news:

@@ -98,7 +98,8 @@ def decode(text: str, now: float) -> Token:
         raise TokenError("the token is damaged; copy the whole line again")
     if fields.get("v") != VERSION:
         raise TokenError(
-            f"the token has version {fields.get('v')}, this mesh-llm reads version {VERSION}; update the older mesh-llm"
+            f"the token has version {fields.get('v')}, but this mesh-llm reads version {VERSION}; "
+            "install the same version of mesh-llm on both machines"
         )
     if fields.pop("sum", None) != _checksum(fields):
         raise TokenError("the token was altered while it was copied; copy the whole line again")

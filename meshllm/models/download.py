@@ -70,9 +70,9 @@ def find_source(wanted: str) -> Source:
     if match := _REFERENCE.fullmatch(wanted):
         return _of_repository(match[1], (match[2] or "").lower())
     near = nearest(wanted, CATALOG.names)
-    advice = f"did you mean {', '.join(near)}?" if near else "mesh-llm download lists it,"
+    advice = f"did you mean {', '.join(near)}?" if near else "mesh-llm download lists it."
     raise ModelError(
-        f"there is no model '{wanted}' in the catalog; {advice} and USER/REPOSITORY:QUANT takes any model of the hub"
+        f"there is no model '{wanted}' in the catalog; {advice} USER/REPOSITORY:QUANT names any model on Hugging Face"
     )
 
 
@@ -106,7 +106,7 @@ def _of_repository(repository: str, quantisation: str) -> Source:
     wanted = wanted or next(iter(by_quantisation))
     if wanted not in by_quantisation:
         there = ", ".join(q.upper() for q in by_quantisation)
-        raise ModelError(f"{repository} has no {quantisation.upper()}; there are: {there}")
+        raise ModelError(f"{repository} has no {quantisation.upper()}; it has: {there}")
     files = by_quantisation[wanted]
     local = [(file, file.rpartition("/")[2]) for file in files]
     return Source(PART.sub("", local[0][1]).removesuffix(".gguf"), repository, tuple(local))
@@ -143,7 +143,9 @@ def _fetch(url: str, name: str, folder: Path, progress: Progress) -> Path:
     with _hub_errors(url):
         about = get_hf_file_metadata(url)
         if about.size and about.size > constants.MAX_HTTP_DOWNLOAD_SIZE:
-            raise ModelError(f"{name} is over 50 GB in one file, which only the hub's own program can get: hf download")
+            raise ModelError(
+                f"{name} is one file of over 50 GB; only the hub's own program can download it: hf download"
+            )
         mark = hashlib.sha256(f"{url} {about.etag}".encode()).hexdigest()[:16]
         partial = partial_folder() / f"{name}.{mark}"
         try:
@@ -205,7 +207,7 @@ def _check(path: Path, sha256: str, name: str) -> None:
             digest.update(chunk)
     if digest.hexdigest() != sha256:
         path.unlink()
-        raise ModelError(f"{name} arrived damaged: its SHA-256 is not the hub's; it was removed, download it again")
+        raise ModelError(f"{name} arrived damaged (checksum mismatch) and was removed; download it again")
 
 
 @contextlib.contextmanager

@@ -30,6 +30,6 @@ def need_space(n_bytes: int, name: str) -> None:
     free = shutil.disk_usage(folder).free
     if n_bytes + SPARE_BYTES > free:
         raise ModelError(
-            f"{name} needs {in_gb(n_bytes)} more in {folder}, where {in_gb(free)} are free; "
-            "make space, or name another folder by MESH_LLM_MODELS"
+            f"{name} needs another {in_gb(n_bytes)} in {folder}, which has {in_gb(free)} free; "
+            "make space, or set MESH_LLM_MODELS to another folder"
         )

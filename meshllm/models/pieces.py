@@ -147,7 +147,7 @@ class Assembly:
         if rpc.fingerprint([str(path) for path in paths]).hex() != self._fingerprint:
             for path in paths:
                 path.unlink()
-            raise ModelError(f"what arrived is not {paths[0].name}; it was removed")
+            raise ModelError(f"the copy of {paths[0].name} that arrived failed its check and was removed")
         final = [self._final(path.name) for path in paths]
         for path, target in zip(paths, final, strict=True):
             os.replace(path, target)

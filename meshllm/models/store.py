@@ -44,7 +44,7 @@ def resolve(wanted: str | None) -> Model:
     known = find_models()
     chosen = matching(wanted, known)
     if len(chosen) > 1:
-        raise ModelError(f"'{wanted}' fits several models: {', '.join(sorted(chosen))}; write the whole name")
+        raise ModelError(f"'{wanted}' matches several models: {', '.join(sorted(chosen))}; give the full name")
     if not chosen:
         near = nearest(wanted, [*known, *CATALOG.names])
         advice = f"did you mean {', '.join(near)}?" if near else "mesh-llm download lists models to download"
@@ -70,7 +70,7 @@ def load_model(path: Path) -> Model:
     architecture = info.metadata.get("general.architecture")
     n_layers = info.metadata.get(f"{architecture}.block_count")
     if not isinstance(architecture, str) or not isinstance(n_layers, int) or n_layers < 1:
-        raise GgufError(f"{path} is a GGUF file but not a language model: it names no layers")
+        raise GgufError(f"{path} is a GGUF file but not a language model: it has no number of layers")
     name = PART.sub("", Path(files[0]).stem)
     return Model(name, tuple(files), sum(info.sizes), architecture, n_layers, info)
 
@@ -138,7 +138,7 @@ class Store:
             model = load_model(path)
             return _Read(signature, model, model.fingerprint().hex())
         except GgufError as error:
-            self._emit(f"ignored: {error}")
+            self._emit(f"skipped a model file: {error}")
             return _Read(signature)
 
 

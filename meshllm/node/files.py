@@ -114,12 +114,12 @@ class ModelFiles:
                 await self._from_peers(model)
             await self.look()
             if model.fingerprint in self._store.models:
-                self._emit(f"{model.name} is on this machine's disk")
+                self._emit(f"{model.name} has arrived on this machine")
         except MeshLlmError as error:
-            self._emit(f"cannot get {model.name}: {error}")
+            self._emit(f"cannot fetch {model.name}: {error}")
             self._mark_unavailable(model)
         except Exception:  # it must end neither the node nor the search for other models
-            _log.exception("internal error, please report it: getting %s", model.name)
+            _log.exception("internal error, please report it: fetching %s failed", model.name)
             self._mark_unavailable(model)
         finally:
             self._mesh.announce(replace(self._mesh.me, fetching={}))
@@ -130,7 +130,7 @@ class ModelFiles:
 
         def progress(done: int, total: int) -> None:
             nonlocal announced
-            self._progress(f"getting {model.name} from the mesh: {100 * done // total} %")
+            self._progress(f"fetching {model.name} from the mesh: {100 * done // total}%")
             if done / total >= announced + _ANNOUNCED_STEP:
                 announced = done / total
                 self._announce_progress(model, announced)
@@ -159,7 +159,7 @@ class ModelFiles:
         if found := matching(name, known):
             return known[found[0]]
         if not can_be_had(name):
-            raise ModelError(f"{missing}; nor does a member of this mesh have it")
+            raise ModelError(f"{missing}; no node of this mesh has it either")
         return model_info(await self.download(name))
 
     async def download(self, name: str) -> Model:

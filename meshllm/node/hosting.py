@@ -98,7 +98,7 @@ class Hosting:
         self._announce()
         if error is not None and (not isinstance(error, MeshLlmError) or model in self._worker.named):
             raise error
-        self._worker.emit(f"{error}; this node leaves the model to others")
+        self._worker.emit(f"{error}; this node will not serve {model.name} (mesh-llm status shows which nodes do)")
         return model
 
     async def stop(self) -> None:

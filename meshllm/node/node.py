@@ -164,7 +164,10 @@ class Node:
             raise
         except MeshLlmError as error:
             if not known_peers:
-                raise MeshError(f"cannot reach the mesh: {error}") from None
+                raise MeshError(
+                    f"cannot reach the mesh: {error}. Is a node of it running, and does its firewall let UDP through? "
+                    "mesh-llm token prints a new token there"
+                ) from None
         else:
             self._remember()  # a member from now on, even if this process crashes
             self._emit(f"joined mesh {token.mesh[:8]}")
@@ -253,7 +256,7 @@ class Node:
                 self._mesh.announce(replace(self._mesh.me, wants=wants, named=named))
             for model in own.values():
                 if drops.get(model.fingerprint, 0) % 2:
-                    line = f"{model.name} was dropped in this mesh: mesh-llm drop --undo {model.name} brings it back"
+                    line = f"{model.name} was dropped in this mesh; mesh-llm drop --undo {model.name} allows it again"
                     self._emit_once(model, line)
 
     def _want_file(self, placements: Sequence[Placement]) -> None:

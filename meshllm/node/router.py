@@ -235,7 +235,7 @@ async def _bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
     async for chunk in response.content.iter_any():
         body += chunk
         if len(body) > limit:
-            raise ProtocolError(f"an answer of more than {limit} bytes")
+            raise ProtocolError(f"the answer is longer than {limit} bytes")
     return body
 
 

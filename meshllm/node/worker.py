@@ -120,7 +120,7 @@ class Worker:
             chosen = [d for d in devices if d.name == self._config.device]
             if not chosen:
                 names = ", ".join(d.name for d in devices)
-                raise EngineError(f"this machine has no device {self._config.device}; --device takes one of: {names}")
+                raise EngineError(f"this machine has no device {self._config.device}; there are: {names}")
             return chosen
         return [d for d in devices if d.type in ("GPU", "IGPU")] or [d for d in devices if d.type == "CPU"]
 

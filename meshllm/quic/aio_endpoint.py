@@ -79,7 +79,9 @@ class AioEndpoint:
                 raise
             if peer_id is not None and link.peer_id != peer_id:
                 link.close("another node was expected here")
-                raise TransportError(f"{address} is node {short_id(link.peer_id)}, not {short_id(peer_id)}")
+                raise TransportError(
+                    f"{address} is now another node, {short_id(link.peer_id)} instead of {short_id(peer_id)}"
+                )
             return link
         raise TransportError(f"{address} does not answer")
 

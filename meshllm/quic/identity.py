@@ -74,7 +74,7 @@ class IdentityFile:
         try:
             self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise IdentityError(f"cannot open the identity {self._path}: {error.strerror}") from error
+            raise IdentityError(f"cannot open the key file {self._path}: {error.strerror}") from error
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -88,7 +88,7 @@ class IdentityFile:
 
     def _read_or_make(self) -> Identity:
         if os.fstat(self._fd).st_mode & 0o077:
-            raise IdentityError(f"others may read the identity {self._path}; chmod 600 it, or remove it for a new one")
+            raise IdentityError(f"other users can read the key file {self._path}; run: chmod 600 {self._path}")
         content = os.read(self._fd, 65536)
         if not content:
             key = Ed25519PrivateKey.generate()
@@ -99,7 +99,7 @@ class IdentityFile:
             loaded = serialization.load_pem_private_key(content, None)
             if isinstance(loaded, Ed25519PrivateKey):
                 return make_identity(loaded)
-        raise IdentityError(f"{self._path} is not an Ed25519 key; name another with --identity, or remove it")
+        raise IdentityError(f"{self._path} is not an Ed25519 key; give another file with --identity, or remove it")
 
     def close(self) -> None:
         if self._fd >= 0:

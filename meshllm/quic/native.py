@@ -232,7 +232,9 @@ class NativeEndpoint:
             raise
         if peer_id is not None and link.peer_id != peer_id:
             link.close("another node was expected here")
-            raise TransportError(f"{address} is node {short_id(link.peer_id)}, not {short_id(peer_id)}")
+            raise TransportError(
+                f"{address} is now another node, {short_id(link.peer_id)} instead of {short_id(peer_id)}"
+            )
         return link
 
     async def close(self) -> None:
@@ -263,7 +265,7 @@ class NativeEndpoint:
             try:
                 self._take(event)
             except Exception:  # the events after it must still be handled
-                _log.exception("internal error, please report it: QUIC event")
+                _log.exception("internal error, please report it: handling a QUIC event failed")
 
     def _take(self, event: _quic.Event) -> None:
         if handler := self._handlers.get(event.type):

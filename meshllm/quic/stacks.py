@@ -24,7 +24,7 @@ def stack_named(name: str) -> MakeTransport:
     """The endpoint of one of STACKS. Raises TransportError if it is not installed."""
     if name == "native":
         if not has_native():
-            raise TransportError("this installation lacks the compiled QUIC endpoint; use --quic aioquic")
+            raise TransportError("this installation was built without the native QUIC stack; use --quic aioquic")
         from meshllm.quic.native import NativeEndpoint
 
         return NativeEndpoint

@@ -103,8 +103,8 @@ def _runs(datagrams: Sequence[Datagram]) -> Iterator[tuple[list[bytes], Any]]:
 
 def bind_error(port: int, error: OSError) -> TransportError:
     in_use = error.errno == errno.EADDRINUSE
-    why = "is in use; choose another with --bind-port" if in_use else f"cannot be used: {error}"
-    return TransportError(f"UDP port {port} {why}")
+    why = "it is in use; choose another with --bind-port" if in_use else str(error)
+    return TransportError(f"cannot use UDP port {port}: {why}")
 
 
 async def resolve(address: str, family: int) -> Any:

@@ -6,7 +6,8 @@ except ModuleNotFoundError as error:  # pragma: no cover - only in a tree that w
     if error.name != "meshllm.rpc._native":
         raise
     raise ModuleNotFoundError(
-        "meshllm's compiled extension is missing: run `pip install .` in the checkout, and start Python elsewhere",
+        "meshllm's compiled extension is missing: run `pip install .` in the checkout, then start mesh-llm in another "
+        "folder, since here Python imports the checkout's own meshllm",
         name=error.name,
     ) from None
 from meshllm.rpc.fingerprint import fingerprint

@@ -74,7 +74,7 @@ def _read(path: str, fd: int, offset: int, size: int) -> bytes:
     while size > 0:
         part = os.pread(fd, size, offset)
         if not part:
-            raise GgufError(f"{path} became shorter while it was being read; try again when it is complete")
+            raise GgufError(f"{path} became shorter while it was being read; try again once nothing writes to it")
         parts.append(part)
         offset += len(part)
         size -= len(part)

@@ -296,7 +296,7 @@ def test_fifty_dashboards_leave_the_node_responsive(mesh: dict[str, Any]) -> Non
 
 def test_console_options(model: Path) -> None:
     with MeshLlm("--model", str(model), "--console", "0", "--console-host", "0.0.0.0") as node:
-        assert node.wait() == 2 and "needs --api-key" in node.output()
+        assert node.wait() == 2 and "--api-key KEY is needed" in node.output()
     with MeshLlm("--model", str(model), "--api-key", "k", "--console", str(free_port())) as node:
         base = node.wait_output("the dashboard is at ").split("the dashboard is at ")[1].split()[0]
         api = Api(base)

@@ -195,7 +195,7 @@ def test_a_url(hub: Hub, small: bytes) -> None:
 
 
 def test_what_cannot_be_had_is_one_line(hub: Hub) -> None:
-    assert "has no Q5_0; there are: Q4_K_M, Q8_0" in refused(hub, f"{REPOSITORY}:Q5_0")
+    assert "has no Q5_0; it has: Q4_K_M, Q8_0" in refused(hub, f"{REPOSITORY}:Q5_0")
     assert "no such repository" in refused(hub, "somebody/Else-GGUF")
     assert "there is no model 'qwen2.5-33b' in the catalog; did you mean" in refused(hub, "qwen2.5-33b")
     gated = f"{hub.url}/somebody/Gated/resolve/main/x.gguf"
@@ -216,7 +216,7 @@ def test_no_space(hub: Hub) -> None:
     folder = models_folder()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], check=True)
     try:
-        assert "MB more in" in refused(hub, REPOSITORY)
+        assert "MB in" in refused(hub, REPOSITORY)
     finally:
         subprocess.run(["umount", str(folder)], check=True)
 

@@ -84,7 +84,7 @@ def test_second_worker_of_the_same_user_serves_too(seed: MeshLlm) -> None:
 def test_a_node_that_cannot_run_the_model_leaves_it_to_others(seed: MeshLlm) -> None:
     """Nobody named it there: the node is still of use."""
     with MeshLlm("--join", invite(seed), "--", "--no-such-option", data=seed.data) as other:
-        other.wait_output("this node leaves the model to others")
+        other.wait_output("this node will not serve")
         assert other.ready().api.complete("Hi", 4)["tokens_predicted"] == 4
     with MeshLlm("--join", invite(seed), "--model", "smollm2", "--", "--no-such-option", data=seed.data) as other:
         assert other.wait() == 2 and "cannot serve SmolLM2" in other.output().splitlines()[-1]
@@ -114,7 +114,7 @@ def test_bad_tokens(seed: MeshLlm) -> None:
 
 def test_a_model_that_nobody_has(seed: MeshLlm) -> None:
     line = refused("--join", invite(seed), "--model", "Nonsense-1B")
-    assert "there is no model 'Nonsense-1B'" in line and "nor does a member of this mesh have it" in line
+    assert "there is no model 'Nonsense-1B'" in line and "no node of this mesh has it either" in line
     line = seed.command("drop", "Nonsense-1B").stderr
     assert "the model 'Nonsense-1B' is not served here; served: SmolLM2-135M-Instruct.Q4_1" in line
 
@@ -130,14 +130,14 @@ def test_udp_port_in_use(model: Path) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind(("0.0.0.0", 0))
         port = str(taken.getsockname()[1])
-        assert f"UDP port {port} is in use; choose another with --bind-port" in refused(
+        assert f"cannot use UDP port {port}: it is in use; choose another with --bind-port" in refused(
             "--model", str(model), "--bind-port", port
         )
 
 
 def test_identity_in_use_or_broken(seed: MeshLlm, model: Path, tmp_path: Path) -> None:
     path = seed.data / "mesh-llm" / "identity.pem"
-    assert "another mesh-llm uses the identity" in refused("--model", str(model), "--identity", str(path))
+    assert "another mesh-llm is using the key file" in refused("--model", str(model), "--identity", str(path))
     broken = tmp_path / "key.pem"
     broken.write_text("no key")
     broken.chmod(0o600)
@@ -154,4 +154,4 @@ def test_status_without_a_node() -> None:
     result = subprocess.run(
         [MESH_LLM, "status", "--port", str(free_port())], capture_output=True, text=True, check=False
     )
-    assert result.returncode == 2 and "none of your nodes has its API on port" in result.stderr
+    assert result.returncode == 2 and "no mesh-llm of yours answers on port" in result.stderr

@@ -122,7 +122,7 @@ def drop_in_the_middle_of_an_answer(mesh: World, apis: list[Any]) -> None:
     def drop() -> None:
         eventually(lambda: any(slot["is_processing"] for slot in apis[1].request(f"/slots?model={OTHER}")))
         dropped = mesh.nodes["h3"].command("drop", OTHER)
-        assert dropped.returncode == 0 and "is dropped" in dropped.stdout, dropped.stderr
+        assert dropped.returncode == 0 and "is no longer served on any node" in dropped.stdout, dropped.stderr
 
     apis[1] = mesh.api("h4")
     assert in_parallel([answer, drop])[0]["tokens_predicted"] == 300
@@ -160,7 +160,7 @@ def test_a_model_of_several_files_from_two_peers_of_which_one_dies(model: Path, 
         third = mesh.start("h3", "--join", token, engine_args=ENGINE_ARGS, env=folder(mesh, "h3"))
         has_come(third, "[3-6]")
         mesh.stop("h2", signal.SIGKILL)
-        third.wait_output("is on this machine's disk", 120)
+        third.wait_output("has arrived on this machine", 120)
         got = Path(folder(mesh, "h3")["MESH_LLM_MODELS"])
         assert [p.name for p in sorted(got.glob("*.gguf"))] == [p.name for p in parts] and len(parts) == 3
         assert all((got / p.name).read_bytes() == p.read_bytes() for p in parts)
@@ -179,7 +179,7 @@ def test_a_transfer_goes_on_after_the_one_who_gets_it_was_killed(model: Path, tm
         has_come(node, "[4-7]")
         mesh.stop("h2", signal.SIGKILL)
         again = mesh.start("h2", *wants, engine_args=ENGINE_ARGS, env=folder(mesh, "h2"))
-        again.wait_output("is on this machine's disk", 120)
+        again.wait_output("has arrived on this machine", 120)
         received = [n["bytes_received"] for n in mesh.status("h2")["nodes"] if n["name"] == "h1"]
         assert 0 < received[0] < 0.75 * source.stat().st_size
         got = Path(folder(mesh, "h2")["MESH_LLM_MODELS"]) / source.name

@@ -200,7 +200,7 @@ def test_stage_without_the_model_gets_its_weights(hosts: Any, model: Path, other
         with serve(hosts, model, "--stage", listen) as server:
             server.ready()
             stage = api_of(hosts).engine_status()["stages"][0]
-            assert "its weights are sent over the network" in server.output()
+            assert "the weights are sent to it over the network" in server.output()
             assert stage["counters"]["weight_bytes_sent"] == stage["weight_bytes"]
             assert stage["counters"]["weight_bytes_local"] == 0
 

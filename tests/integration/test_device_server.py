@@ -62,7 +62,7 @@ def test_memory_limit_is_said_in_one_line(model: Path) -> None:
         command = [MESH_LLM, "--model", str(model), "--stage", small.address, "--port", str(free_port())]
         result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     last = result.stderr.splitlines()[-1]
-    assert result.returncode == 2 and "has no" in last and "MiB of memory left" in last
+    assert result.returncode == 2 and "is out of memory:" in last and "MiB more are needed" in last
 
 
 def raw(address: str, *parts: bytes) -> bytes:

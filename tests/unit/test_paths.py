@@ -39,7 +39,7 @@ def test_data_is_for_this_user_only(tmp_path: Path) -> None:
 def test_a_file_in_the_folders_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "file"))
-    with pytest.raises(IdentityError, match="cannot make"):
+    with pytest.raises(IdentityError, match="cannot create"):
         paths.data_folder()
 
 

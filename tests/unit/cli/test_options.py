@@ -25,7 +25,7 @@ def options() -> Iterator[tuple[str, click.Option]]:
 
 @pytest.mark.parametrize(("command", "option"), [pytest.param(c, o, id=f"{c} {o.opts[0]}") for c, o in options()])
 def test_the_variable_follows_from_the_option_alone(command: str, option: click.Option) -> None:
-    name = option.opts[0]
+    name = next(spelling for spelling in option.opts if spelling.startswith("--"))
     expected = "MESH_LLM_" + name.removeprefix("--").replace("-", "_").upper()
     assert isinstance(option, Option)
     assert option.envvar == NAMED_APART.get((command, name), expected)
@@ -35,7 +35,7 @@ def test_the_variable_follows_from_the_option_alone(command: str, option: click.
 def test_a_variable_belongs_to_one_option() -> None:
     names: dict[object, set[str]] = {}
     for _, each in options():
-        names.setdefault(each.envvar, set()).add(each.opts[0])
+        names.setdefault(each.envvar, set()).add(each.name or "")
     assert all(len(found) == 1 for found in names.values()), names
 
 

@@ -42,7 +42,7 @@ def test_members_need_no_ticket() -> None:
     [
         (Credentials(MESH, None), OTHER, frozenset(), "a token is needed"),
         (Credentials(MESH, b"x" * 16), OTHER, frozenset(), "a token is needed"),
-        (Credentials("00" * 16, None, TICKET), OTHER, frozenset(), "another mesh"),
+        (Credentials("00" * 16, None, TICKET), OTHER, frozenset(), "different meshes"),
         (Credentials(MESH, None, replace(TICKET, mac="0" * 64)), OTHER, frozenset(), "does not belong to this mesh"),
         (Credentials(MESH, None, TICKET), OTHER, frozenset({TICKET.serial}), "revoked"),
         (Credentials(MESH, SECRET), NODE, frozenset(), "a token is needed"),  # somebody else's proof, recorded
@@ -58,7 +58,7 @@ def test_impostor_without_the_secret_is_no_member() -> None:
         Credentials(MESH, b"x" * 16), hello.ask(Credentials(MESH, b"x" * 16), OTHER, "b"), OTHER, NODE, "b", "a:1",
         frozenset(), now=0,
     )  # fmt: skip
-    with pytest.raises(MeshError, match="no member"):
+    with pytest.raises(MeshError, match="not a member"):
         hello.welcome(Credentials(MESH, SECRET), reply, NODE)
 
 

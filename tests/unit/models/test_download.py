@@ -49,7 +49,7 @@ def test_the_usual_quantisation_unless_another_is_named(hub: Hub) -> None:
     hub("M-Q8_0.gguf", "M-Q4_K_M.gguf", "mmproj-M-f16.gguf", "README.md")
     assert find_source("u/M-GGUF").files == (("M-Q4_K_M.gguf", "M-Q4_K_M.gguf"),)
     assert find_source("u/M-GGUF:q8_0") == Source("M-Q8_0", "u/M-GGUF", (("M-Q8_0.gguf", "M-Q8_0.gguf"),))
-    with pytest.raises(ModelError, match=r"u/M-GGUF has no Q5_0; there are: Q4_K_M, Q8_0"):
+    with pytest.raises(ModelError, match=r"u/M-GGUF has no Q5_0; it has: Q4_K_M, Q8_0"):
         find_source("u/M-GGUF:Q5_0")
 
 

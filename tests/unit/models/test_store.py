@@ -39,7 +39,7 @@ def test_several_models_need_a_name(folder: Path) -> None:
         os.symlink(smollm2(), folder / f"{name}.gguf")
     with pytest.raises(ModelError, match="choose one with --model"):
         resolve(None)
-    with pytest.raises(ModelError, match="fits several models: A-Q4_0, A-Q8_0"):
+    with pytest.raises(ModelError, match="matches several models: A-Q4_0, A-Q8_0"):
         resolve("a")
     assert resolve("a-q8_0").name == "A-Q8_0"
 

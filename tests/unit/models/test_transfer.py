@@ -187,7 +187,7 @@ def test_a_peer_that_lies_about_everything(parts: Model, tmp_path: Path) -> None
         file.write(b"!")
     peers = Peers(parts, "liar")
     peers._sharing = Sharing(lambda: {parts.fingerprint().hex(): load_model(Path(liar.files[0]))})
-    with pytest.raises(ModelError, match="what arrived is not"):
+    with pytest.raises(ModelError, match="failed its check"):
         asyncio.run(peers.fetch())
     assert not list((tmp_path / "models").glob("*.gguf"))
 
@@ -200,7 +200,7 @@ def test_nobody_has_it(parts: Model) -> None:
 
 def test_no_space(parts: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(partial, "SPARE_BYTES", 1 << 60)
-    with pytest.raises(ModelError, match=r"parts-Q4_1-00001-of-00003\.gguf needs .* more in"):
+    with pytest.raises(ModelError, match=r"parts-Q4_1-00001-of-00003\.gguf needs another .* in"):
         asyncio.run(Peers(parts, "only").fetch())
 
 

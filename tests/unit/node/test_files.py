@@ -82,7 +82,7 @@ def test_a_model_that_cannot_be_had_is_left_to_others(monkeypatch: pytest.Monkey
         raise ModelError("no peer has it")
 
     mesh, lines = asyncio.run(fetched(monkeypatch, fail))
-    assert mesh.me.cannot_fetch == (MODEL.fingerprint,) and lines == ["cannot get m: no peer has it"]
+    assert mesh.me.cannot_fetch == (MODEL.fingerprint,) and lines == ["cannot fetch m: no peer has it"]
 
 
 def test_a_fault_of_ours_in_fetching_ends_neither_the_node_nor_later_stops(

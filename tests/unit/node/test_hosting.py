@@ -178,7 +178,9 @@ def test_a_model_that_the_mesh_chose_and_that_fails_is_left_to_others() -> None:
         setup.worker.engine.failure.set_exception(EngineError("cannot serve m"))
         await setup.hosting.wait_ended()
         assert setup.hosting.take_failure() == MODEL and setup.hosting.take_failure() is None
-        assert setup.announced == () and setup.worker.lines == ["cannot serve m; this node leaves the model to others"]
+        assert setup.announced == () and setup.worker.lines == [
+            "cannot serve m; this node will not serve m (mesh-llm status shows which nodes do)"
+        ]
 
     run(work)
 

@@ -60,7 +60,7 @@ def test_the_users_cap_and_draft_count() -> None:
 def test_the_device_that_the_user_names() -> None:
     worker = make(device="CPU")
     assert worker.device_name() == "A processor" and worker.memory_bytes() == int(64 * GB * 0.9)
-    with pytest.raises(EngineError, match="no device CUDA7; --device takes one of: CUDA0, CUDA1, CPU"):
+    with pytest.raises(EngineError, match="no device CUDA7; there are: CUDA0, CUDA1, CPU"):
         make(device="CUDA7").device_name()
 
 
