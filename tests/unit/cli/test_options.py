@@ -35,7 +35,7 @@ def test_the_variable_follows_from_the_option_alone(command: str, option: click.
 def test_a_variable_belongs_to_one_option() -> None:
     names: dict[object, set[str]] = {}
     for _, each in options():
-        names.setdefault(each.envvar, set()).add(each.name or "")
+        names.setdefault(each.envvar, set()).add(each.opts[-1])
     assert all(len(found) == 1 for found in names.values()), names
 
 

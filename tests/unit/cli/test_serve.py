@@ -13,8 +13,8 @@ from meshllm.cli.main import main
     [
         ("--client", "--client needs --join TOKEN"),
         ("--client --join x --model y", "--client takes no --model"),
-        ("--stage a:1 --model x --model y", "--stage takes only one --model"),
-        ("--console --console-host 0.0.0.0", "needs --api-key KEY"),
+        ("--stage a:1 --model x --model y", "--stage works with a single --model"),
+        ("--console --console-host 0.0.0.0", "--api-key KEY is needed"),
         ("--draft x --no-draft", "--draft and --no-draft cannot be combined"),
         ("--stage a:1 --join x", "--stage works without a mesh"),
         ("--stage a:1 --split", "--stage works without a mesh"),
