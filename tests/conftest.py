@@ -5,21 +5,28 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.processes import Api, MeshLlm, smollm2
+from xdist.scheduler import LoadScopeScheduling
+
+WHOLE_MACHINE = ("tests/integration/", "tests/e2e/")  # in the order in which they mind tests beside them
+
+
+class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
+    """For pytest-xdist: tests that need the whole machine run one after another on one worker, unit tests on others."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "the whole machine" if nodeid.startswith(WHOLE_MACHINE) else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
+    return Scheduling(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For pytest-xdist's `--dist loadgroup`: tests that need the whole machine run one after another on one worker.
-
-    Unit tests run beside them on the other. Integration tests come before e2e, since they mind that least.
-    """
-    rooms = ("integration", "e2e")
-    items.sort(key=lambda item: [room in item.path.parts for room in reversed(rooms)])
-    for item in items:
-        if any(room in item.path.parts for room in rooms):
-            item.add_marker(pytest.mark.xdist_group("whole machine"))
+    items.sort(key=lambda item: [item.nodeid.startswith(folder) for folder in reversed(WHOLE_MACHINE)])
 
 
 @pytest.fixture(scope="session")

@@ -90,7 +90,7 @@ def test_what_goes_wrong_in_a_task_is_logged_and_ends_only_that_task(caplog: pyt
     with caplog.at_level(logging.DEBUG, "meshllm"):
         asyncio.run(main())
     errors = [record for record in caplog.records if record.levelno == logging.ERROR]
-    assert [record.getMessage() for record in errors] == ["internal error, please report it: surprise"]
+    assert [record.getMessage() for record in errors] == ["internal error, please report it: surprise failed"]
     assert errors[0].exc_info and "a fault of ours" in str(errors[0].exc_info[1])
     assert "expected: the peer is gone" in caplog.text
 

@@ -194,7 +194,7 @@ def test_a_peer_that_lies_about_everything(parts: Model, tmp_path: Path) -> None
 
 def test_nobody_has_it(parts: Model) -> None:
     peers = Peers(parts)
-    with pytest.raises(TransportError, match="nobody who has it can be reached"):
+    with pytest.raises(TransportError, match="no peer that has it can be reached"):
         asyncio.run(peers.fetch())
 
 
