@@ -144,7 +144,7 @@ def shift(mesh: World, apis: list[Any]) -> None:
 
 def has_come(node: MeshLlm, tens: str) -> None:
     """So many percent of the file."""
-    eventually(lambda: re.search(rf"from the mesh: {tens}\d %", node.output()), 60, node.output())
+    eventually(lambda: re.search(rf"from the mesh: {tens}\d%", node.output()), 60, node.output())
 
 
 @pytest.mark.timeout(300)

@@ -243,7 +243,7 @@ def test_silent_stranger_is_sent_away(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_other_node_at_the_address_is_noticed() -> None:
     async def work(bench: Bench) -> None:
         seed = bench.peer()
-        with pytest.raises(TransportError, match="is node"):
+        with pytest.raises(TransportError, match="is now another node"):
             await bench.endpoint().dial(seed.address, "00" * 32, 5)
 
     run(work)
