@@ -81,7 +81,7 @@ def compute_ms(server: Process) -> float:
     """Per graph, as the device server says when it ends."""
     server.kill(signal.SIGTERM)
     server.wait()
-    found = re.search(r"served (\d+) graphs in ([\d.]+) s", server.output())
+    found = re.search(r"computed (\d+) graphs in ([\d.]+) s", server.output())
     assert found, server.output()
     return 1000 * float(found[2]) / int(found[1])
 
