@@ -29,48 +29,50 @@ wire::TensorDesc describe_tensor(const ggml_tensor * t, const StageLink * link) 
 
 namespace {
 
-/// Numbers the tensors of a graph so that each follows those it reads.
+/// Numbers the tensors of a graph so that each follows the others that it reads.
 class Describer {
   public:
     Describer(const ggml_cgraph * graph, const StageLink & link, wire::GraphDesc & out)
         : graph_(graph), link_(link), out_(out) {
         index_.reserve(2 * static_cast<size_t>(graph->n_nodes));
         for (int i = 0; i < graph->n_nodes; i++) {
-            index_.emplace(graph->nodes[i], wire::none); // a node of this split, not described yet
-        }
-        for (int i = 0; i < graph->n_nodes; i++) {
             out_.nodes.push_back(add_node(graph->nodes[i]));
         }
     }
 
   private:
-    // Sources precede the nodes that read them, so the recursion is only as deep as a chain of views.
     uint32_t add_node(const ggml_tensor * t) {
         wire::TensorDesc d = describe_tensor(t, &link_);
+        std::array<bool, wire::n_srcs> reads_itself{};
         for (int i = 0; i < wire::n_srcs; i++) {
-            d.src[i] = t->src[i] == nullptr ? wire::none : add(t->src[i]);
+            reads_itself[i] = t->src[i] == t;
+            d.src[i] = t->src[i] == nullptr || reads_itself[i] ? wire::none : add(t->src[i]);
         }
         d.view_src = t->view_src == nullptr ? wire::none : add(t->view_src);
+        for (int i = 0; i < wire::n_srcs; i++) {
+            if (reads_itself[i]) {
+                d.src[i] = static_cast<uint32_t>(out_.tensors.size());
+            }
+        }
         return push(t, std::move(d));
     }
 
+    /// A source. Those that this split computes precede the nodes that read them; all others are leaves here.
     uint32_t add(const ggml_tensor * t) {
         const auto known = index_.find(t);
-        if (known == index_.end()) {
-            wire::TensorDesc d = describe_tensor(t, &link_);
-            d.op = GGML_OP_NONE;
-            d.op_params = {};
-            d.view_src = t->view_src == nullptr ? wire::none : add(t->view_src);
-            return push(t, std::move(d));
+        if (known != index_.end()) {
+            return known->second;
         }
-        return known->second == wire::none ? add_node(t) : known->second;
+        wire::TensorDesc d = describe_tensor(t, &link_);
+        d.op = GGML_OP_NONE;
+        d.op_params = {};
+        if (t->view_src != nullptr) { // which is no view itself
+            d.view_src = add(t->view_src);
+        }
+        return push(t, std::move(d));
     }
 
     uint32_t push(const ggml_tensor * t, wire::TensorDesc d) {
-        const auto known = index_.find(t);
-        if (known != index_.end() && known->second != wire::none) {
-            return known->second;
-        }
         const size_t pos = ggml_hash_find(&graph_->visited_hash_set, t);
         if (pos != GGML_HASHSET_FULL && ggml_bitset_get(graph_->visited_hash_set.used, pos)) {
             d.use_count = graph_->use_counts[pos];

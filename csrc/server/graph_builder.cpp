@@ -92,7 +92,15 @@ ggml_tensor * new_tensor(ggml_context * context, const wire::TensorDesc & d) {
 
 void link_sources(ggml_tensor * t, const wire::TensorDesc & d, const std::vector<ggml_tensor *> & earlier) {
     for (int i = 0; i < wire::n_srcs; i++) {
-        t->src[i] = d.src[i] == wire::none ? nullptr : earlier.at(d.src[i]);
+        if (d.src[i] == wire::none) {
+            t->src[i] = nullptr;
+        } else if (d.src[i] < earlier.size()) {
+            t->src[i] = earlier[d.src[i]];
+        } else if (t->op == GGML_OP_CPY && i == 1) { // ggml_cast names the destination of a copy so
+            t->src[i] = t;
+        } else {
+            throw ProtocolError("the tensor '" + d.name + "' reads itself");
+        }
     }
     t->view_src = d.view_src == wire::none ? nullptr : earlier.at(d.view_src);
 }
@@ -134,7 +142,7 @@ void check_node(const ggml_tensor * node, const Device & device) {
     if (const std::string why = check_op(node); !why.empty()) {
         throw ProtocolError(what + ": " + why);
     }
-    if (node->op == GGML_OP_NONE) {
+    if (does_no_work(node)) {
         return;
     }
     const auto needs_memory = [](const ggml_tensor * t) {
@@ -162,6 +170,9 @@ void add_nodes(BuiltGraph & built, const wire::GraphDesc & desc, const std::vect
             throw ProtocolError("a graph computes the same node twice");
         }
         check_node(tensors[i], device);
+        if (tensors[i]->data == nullptr && does_no_work(tensors[i])) {
+            continue; // a view of a tensor on another device, which ggml's scheduler leaves in this part of the graph
+        }
         built.graph->nodes[built.graph->n_nodes++] = tensors[i];
         const size_t slot = ggml_hash_insert(&built.graph->visited_hash_set, tensors[i]);
         built.graph->use_counts[slot] = std::max(desc.tensors[i].use_count, 0);

@@ -1,5 +1,6 @@
 #include "server/index_check.h"
 
+#include "server/op_check.h"
 #include "server/require.h"
 
 #include <ggml-backend.h>
@@ -13,12 +14,6 @@ namespace {
 
 bool is_index(Tensor t) {
     return t->type == GGML_TYPE_I32 || t->type == GGML_TYPE_I64;
-}
-
-/// Whether the node only refers to memory that another node computes.
-bool only_view(Tensor t) {
-    return t->op == GGML_OP_NONE || t->op == GGML_OP_VIEW || t->op == GGML_OP_RESHAPE || t->op == GGML_OP_PERMUTE ||
-           t->op == GGML_OP_TRANSPOSE;
 }
 
 struct Memory {
@@ -57,6 +52,9 @@ class IndexTracer {
             case GGML_OP_MUL_MAT_ID:
                 trace(t->src[2], i, t->src[0]->ne[2]);
                 break;
+            case GGML_OP_SSM_SCAN:
+                trace(t->src[6], i, t->src[0]->ne[3]);
+                break;
             case GGML_OP_ADD_ID:
                 trace(t->src[2], i, t->src[1]->ne[1]);
                 break;
@@ -70,14 +68,14 @@ class IndexTracer {
     /// `ids` are read by node `user`; their values must lie below `limit`.
     void trace(Tensor ids, int user, int64_t limit) {
         Tensor base = ids;
-        while (position_.contains(base) && only_view(base) && base->src[0] != nullptr) {
+        while (position_.contains(base) && does_no_work(base) && base->src[0] != nullptr) {
             base = base->src[0];
         }
         const auto found = position_.find(base);
-        const int maker = found != position_.end() && !only_view(base) && found->second < user ? found->second : -1;
-        for (int i = maker + 1; i < user; i++) {
+        const int maker = found != position_.end() && !does_no_work(base) && found->second < user ? found->second : -1;
+        for (int i = maker + 1; i <= user; i++) { // the user too: it writes while it reads them
             Tensor t = ggml_graph_node(graph_, i);
-            require(only_view(t) || ggml_is_empty(t) || !memory_of(t).overlaps(memory_of(ids)),
+            require(does_no_work(t) || ggml_is_empty(t) || !memory_of(t).overlaps(memory_of(ids)),
                     "indices are overwritten before they are used");
         }
         if (maker < 0) {

@@ -1,49 +1,17 @@
 #include "server/op_check.h"
 
-#include "server/require.h"
+#include "server/op_rules.h"
 
 #include <ggml-backend.h>
 #include <ggml-cpu.h>
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
-#include <initializer_list>
 #include <unordered_map>
 
 namespace meshllm::server {
 
 namespace {
-
-Tensor source(Tensor node, int i) {
-    require(node->src[i] != nullptr, "a source is missing");
-    require(ggml_is_empty(node) || !ggml_is_empty(node->src[i]), "a source is empty");
-    return node->src[i];
-}
-
-bool is(Tensor t, std::initializer_list<ggml_type> types) {
-    return std::find(types.begin(), types.end(), t->type) != types.end();
-}
-
-bool dense_rows(Tensor t) {
-    return t->nb[0] == ggml_type_size(t->type);
-}
-bool dense(Tensor t) {
-    return ggml_is_contiguous(t) && dense_rows(t);
-}
-/// Also in dimensions of one element, whose strides ggml_is_contiguous ignores but some kernels assert.
-bool plain(Tensor t) {
-    return dense(t) && t->nb[0] <= t->nb[1] && t->nb[1] <= t->nb[2] && t->nb[2] <= t->nb[3];
-}
-float param_f32(Tensor t, int i) {
-    float value;
-    std::memcpy(&value, t->op_params + i, sizeof(value));
-    return value;
-}
-
-bool divides(int64_t a, int64_t b) {
-    return a > 0 ? b % a == 0 : b == 0;
-}
 
 /// `mask` broadcasts to [ne0, rows, heads, batches].
 void require_mask(Tensor mask, int64_t ne0, int64_t rows, int64_t heads, int64_t batches) {
@@ -394,7 +362,7 @@ void glu(Tensor t) {
 
 using Rule = void (*)(Tensor);
 
-const std::unordered_map<int, Rule> & rules() {
+const std::unordered_map<int, Rule> & rule_table() {
     static const std::unordered_map<int, Rule> table = {
         {GGML_OP_NONE, no_work},
         {GGML_OP_VIEW, no_work},
@@ -435,28 +403,51 @@ const std::unordered_map<int, Rule> & rules() {
         {GGML_OP_DIAG_MASK_INF, diag_mask},
         {GGML_OP_SOFT_MAX, soft_max},
         {GGML_OP_ROPE, rope},
+        {GGML_OP_ROPE_BACK, rope},
         {GGML_OP_FLASH_ATTN_EXT, flash_attn},
         {GGML_OP_PAD, pad},
         {GGML_OP_ARGSORT, argsort},
         {GGML_OP_TOP_K, top_k},
         {GGML_OP_GLU, glu},
+        {GGML_OP_FILL, rules::fill},
+        {GGML_OP_SET, rules::set},
+        {GGML_OP_ARANGE, rules::arange},
+        {GGML_OP_DIAG, rules::diag},
+        {GGML_OP_TRI, rules::tri},
+        {GGML_OP_SOLVE_TRI, rules::solve_tri},
+        {GGML_OP_SSM_CONV, rules::ssm_conv},
+        {GGML_OP_SSM_SCAN, rules::ssm_scan},
+        {GGML_OP_GATED_DELTA_NET, rules::gated_delta_net},
+        {GGML_OP_RWKV_WKV6, rules::rwkv_wkv6},
+        {GGML_OP_RWKV_WKV7, rules::rwkv_wkv7},
+        {GGML_OP_GATED_LINEAR_ATTN, rules::gated_linear_attn},
+        {GGML_OP_LIGHTNING_INDEXER, rules::lightning_indexer},
+        {GGML_OP_DSV4_HC_COMB, rules::dsv4_hc_comb},
+        {GGML_OP_DSV4_HC_PRE, rules::dsv4_hc_pre},
+        {GGML_OP_DSV4_HC_POST, rules::dsv4_hc_post},
     };
     return table;
 }
 
 } // namespace
 
+bool does_no_work(const ggml_tensor * node) {
+    const auto rule = rule_table().find(node->op);
+    return rule != rule_table().end() && rule->second == no_work;
+}
+
 std::string check_op(const ggml_tensor * node) {
-    const auto rule = rules().find(node->op);
-    if (rule == rules().end()) {
+    const auto rule = rule_table().find(node->op);
+    if (rule == rule_table().end()) {
         return "the operator is not supported over the mesh";
     }
     try {
         rule->second(node);
         if (rule->second != no_work) {
-            for (int i = 0; i < 2 && node->src[i] != nullptr; i++) {
+            for (int i = 0; i < GGML_MAX_SRC; i++) {
                 // the second source of a copy is its destination
-                if (i == 0 || (node->op != GGML_OP_CPY && node->op != GGML_OP_DUP)) {
+                const bool destination = i == 1 && (node->op == GGML_OP_CPY || node->op == GGML_OP_DUP);
+                if (node->src[i] != nullptr && !destination) {
                     require_apart(node, node->src[i]);
                 }
             }

@@ -15,4 +15,7 @@ namespace meshllm::server {
 /// line. Checks types, shapes, strides and parameters, and addresses where the tensors have some.
 std::string check_op(const ggml_tensor * node);
 
+/// Whether the node only gives memory another shape.
+bool does_no_work(const ggml_tensor * node);
+
 } // namespace meshllm::server

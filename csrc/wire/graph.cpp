@@ -10,7 +10,7 @@ namespace meshllm::wire {
 namespace {
 
 // | type | op | flags | ne[4] | nb[4] | mask of op_params, those set | buffer (, offset) |
-// | mask of sources, distance back to each | distance to view_src or 0 | view_offs | use_count | name |
+// | mask of sources, distance back to each, 0 for itself | distance to view_src or 0 | view_offs | use_count | name |
 void encode_tensor(Writer & w, const TensorDesc & t, uint32_t index) {
     w.varint(t.type);
     w.varint(t.op);
@@ -73,7 +73,8 @@ void decode_sources(Reader & r, TensorDesc & t, uint32_t index) {
     }
     for (int i = 0; i < n_srcs; i++) {
         if (mask >> i & 1) {
-            t.src[i] = earlier(r.varint(), index);
+            const uint64_t distance = r.varint();
+            t.src[i] = distance == 0 ? index : earlier(distance, index);
         }
     }
     const uint64_t view = r.varint();
@@ -252,7 +253,7 @@ class StockOrder {
                 }
             }
             index_[i] = static_cast<uint32_t>(out.size());
-            out.push_back(with_sources(t, i));
+            out.push_back(with_sources(t));
             stack.pop_back();
         }
     }
@@ -271,14 +272,14 @@ class StockOrder {
         return stack.size() > before;
     }
 
-    TensorDesc with_sources(const StockTensor & t, uint32_t self) const {
+    TensorDesc with_sources(const StockTensor & t) const {
         TensorDesc desc = from_stock(t, addresses_);
         const auto placed = [&](uint64_t id) {
             if (id == 0) {
                 return none;
             }
             const uint32_t index = index_[lookup(id)];
-            if (index >= open || lookup(id) == self) {
+            if (index >= open) {
                 throw ProtocolError("a graph has a cycle");
             }
             return index;
@@ -287,6 +288,9 @@ class StockOrder {
             desc.src[i] = placed(t.src[i]);
         }
         desc.view_src = placed(t.view_src);
+        if (t.view_src != 0 && t.view_src == t.id) {
+            throw ProtocolError("a tensor is a view of itself");
+        }
         return desc;
     }
 

