@@ -60,8 +60,12 @@ def option_records(command: click.Command, ctx: click.Context) -> dict[str, list
 
 option = partial(click.option, cls=Option)
 
+PORT = click.IntRange(0, 65535)  # the system would take 70000 for 4464
+
 # Options of several commands. Called with a group in `serve`; the other commands have too few options for groups.
-port = partial(option, "--port", default=9337, show_default=True, metavar="PORT", help="Port of this node's API.")
+port = partial(
+    option, "--port", type=PORT, default=9337, show_default=True, metavar="PORT", help="Port of this node's API."
+)
 threads = partial(
     option,
     "--threads",

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from meshllm.cli.options import Command, ServeConfig, is_loopback, max_vram, option, parse_split, port, threads
+from meshllm.cli.options import PORT, Command, ServeConfig, is_loopback, max_vram, option, parse_split, port, threads
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _EXAMPLES = """\b
@@ -59,7 +59,7 @@ _engine = partial(option, group="Engine")
 )
 @_mesh("--name", metavar="NAME", help="Name of this node; default: the machine's host name.")
 @_mesh("--identity", type=_FILE, metavar="FILE", help="Key file of this node; default: in the user's data directory.")
-@_mesh("--bind-port", default=0, metavar="PORT", help="UDP port of the mesh; default: any free port.")
+@_mesh("--bind-port", type=PORT, default=0, metavar="PORT", help="UDP port of the mesh; default: any free port.")
 @_mesh(
     "--advertise",
     multiple=True,
@@ -99,7 +99,7 @@ _engine = partial(option, group="Engine")
     "--console",
     is_flag=False,
     flag_value=3131,
-    type=int,
+    type=PORT,
     metavar="[PORT]",
     help="Serve the web dashboard; default port: 3131.",
 )
