@@ -254,6 +254,9 @@ bool query_supports_op(StageLink & link, const ggml_tensor * op) {
 bool supports_op(ggml_backend_dev_t device, const ggml_tensor * op) {
     Stage & stage = device_stage(device);
     StageLink & link = *stage.link;
+    if (ggml_is_empty(op)) {
+        return true; // of a batch without outputs: wherever it is, it computes nothing
+    }
     switch (op->op) {
     case GGML_OP_NONE:
     case GGML_OP_RESHAPE:

@@ -137,6 +137,13 @@ void check_alloc_size(const ggml_tensor * t, const wire::TensorDesc & d, const B
     }
 }
 
+/// Whether a backend has nothing to do for the node. Without memory it is a view of a tensor on another device, which
+/// ggml's scheduler leaves in this part of the graph; without elements it belongs to a batch of which nothing is
+/// output.
+bool idle(const ggml_tensor * node) {
+    return ggml_is_empty(node) || (node->data == nullptr && does_no_work(node));
+}
+
 void check_node(const ggml_tensor * node, const Device & device) {
     const std::string what = std::string(ggml_op_name(node->op)) + " '" + node->name + "'";
     if (const std::string why = check_op(node); !why.empty()) {
@@ -169,10 +176,10 @@ void add_nodes(BuiltGraph & built, const wire::GraphDesc & desc, const std::vect
         if (!seen.insert(i).second) {
             throw ProtocolError("a graph computes the same node twice");
         }
-        check_node(tensors[i], device);
-        if (tensors[i]->data == nullptr && does_no_work(tensors[i])) {
-            continue; // a view of a tensor on another device, which ggml's scheduler leaves in this part of the graph
+        if (idle(tensors[i])) {
+            continue; // also not checked: the backend does not see it
         }
+        check_node(tensors[i], device);
         built.graph->nodes[built.graph->n_nodes++] = tensors[i];
         const size_t slot = ggml_hash_insert(&built.graph->visited_hash_set, tensors[i]);
         built.graph->use_counts[slot] = std::max(desc.tensors[i].use_count, 0);

@@ -140,6 +140,20 @@ def test_one_wait_a_token_and_logits_stay(hosts: Any, servers: dict[str, str], m
     assert first["pushes"] >= n_tokens - 1
 
 
+def test_a_prompt_in_parts_keeps_the_last_layer_on_its_stage(hosts: Any, servers: dict[str, str], model: Path) -> None:
+    """All parts but the last give no output: the last layer's tensors are then empty, and no reason to move it."""
+    args = (*ENGINE_ARGS, "-ub", "16", "-b", "256")
+    with serve(hosts, model, "--stage", servers["h2"], "--stage", servers["h3"], engine_args=args) as server:
+        server.ready()
+        api = api_of(hosts)
+        before = api.engine_status()
+        api.complete(list(range(1000, 1256)), 1)
+        first, last = spent(before, api.engine_status())
+    assert first["blocking_waits"] + last["blocking_waits"] <= 2
+    assert first["bytes_received"] + last["bytes_received"] < 100_000  # the weights of one layer are megabytes
+    assert first["graph_sends"] + last["graph_sends"] <= 6
+
+
 def test_changing_batches_send_each_graph_once(hosts: Any, servers: dict[str, str], model: Path) -> None:
     """Four clients start and stop: shapes alternate, and once all have been seen nothing is sent again."""
     with serve(hosts, model, "--stage", servers["h2"], "--stage", servers["h3"]) as server:
