@@ -43,15 +43,18 @@ class Describer {
   private:
     uint32_t add_node(const ggml_tensor * t) {
         wire::TensorDesc d = describe_tensor(t, &link_);
-        std::array<bool, wire::n_srcs> reads_itself{};
         for (int i = 0; i < wire::n_srcs; i++) {
-            reads_itself[i] = t->src[i] == t;
-            d.src[i] = t->src[i] == nullptr || reads_itself[i] ? wire::none : add(t->src[i]);
+            if (t->src[i] != nullptr && t->src[i] != t) {
+                d.src[i] = add(t->src[i]);
+            }
         }
-        d.view_src = t->view_src == nullptr ? wire::none : add(t->view_src);
+        if (t->view_src != nullptr) {
+            d.view_src = add(t->view_src);
+        }
+        const auto itself = static_cast<uint32_t>(out_.tensors.size()); // what it reads precedes it now
         for (int i = 0; i < wire::n_srcs; i++) {
-            if (reads_itself[i]) {
-                d.src[i] = static_cast<uint32_t>(out_.tensors.size());
+            if (t->src[i] == t) {
+                d.src[i] = itself;
             }
         }
         return push(t, std::move(d));

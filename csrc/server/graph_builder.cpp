@@ -149,7 +149,7 @@ void check_node(const ggml_tensor * node, const Device & device) {
     if (const std::string why = check_op(node); !why.empty()) {
         throw ProtocolError(what + ": " + why);
     }
-    if (does_no_work(node)) {
+    if (node->op == GGML_OP_NONE) {
         return;
     }
     const auto needs_memory = [](const ggml_tensor * t) {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,7 +46,7 @@ class Router:
         self.placements: Sequence[Placement] = ()
         self.rates = RequestRates()
         self.latencies = Latencies()
-        self._loads: dict[str, Load] = {}  # by node id; the engine's here is `hosting.load`
+        self._loads = defaultdict[str, Load](lambda: Load(time.monotonic))  # of other nodes; here: `hosting.load`
         self._affinity = Affinity()
 
     def update(self, placements: Sequence[Placement]) -> None:
@@ -200,7 +201,7 @@ class Router:
     def _load_of(self, node_id: str) -> Load:
         if node_id == self._self_id and self._hosting:
             return self._hosting.load
-        return self._loads.setdefault(node_id, Load(time.monotonic))
+        return self._loads[node_id]
 
 
 class LocalTarget:

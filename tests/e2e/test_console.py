@@ -120,11 +120,11 @@ def test_a_hostile_name_is_text(page: Page) -> None:
 def test_a_streamed_chat_and_its_end(page: Page) -> None:
     ask(page, "Say hello.")
     expect(page.locator(".turn.assistant")).to_have_text(re.compile(r"\S{3,}"), timeout=30_000)
-    expect(page.locator("#send")).to_be_enabled(timeout=120_000)
+    expect(page.locator("#send")).to_be_enabled(timeout=60_000)
     page.click("#clear")  # an answer that repeats itself may have filled the context
     expect(page.locator(".turn")).to_have_count(0)
     ask(page, "Write a very long story.")
-    expect(page.locator(".turn.assistant")).to_have_text(re.compile(r"\S{3,}"), timeout=30_000)
+    expect(page.locator(".turn.assistant")).to_have_text(re.compile(r"\w+ \w+ \w+"), timeout=30_000)
     page.click("#stop")
     expect(page.locator("#send")).to_be_enabled(timeout=5_000)
     assert page.locator(".turn.error").count() == 0
@@ -204,7 +204,7 @@ def test_by_keyboard_alone(page: Page) -> None:
     page.keyboard.press("Enter")  # the link that skips to the chat
     page.keyboard.type("Say hello.")
     page.keyboard.press("Enter")
-    expect(page.locator(".turn.assistant")).to_have_text(re.compile(r"\S{3,}"), timeout=30_000)
+    expect(page.locator(".turn.assistant")).to_have_text(re.compile(r"\w{3,}"), timeout=30_000)
 
 
 @pytest.mark.parametrize("width", [390, 1440])

@@ -16,7 +16,7 @@ import pytest
 @pytest.mark.parametrize("name", ["frames", "session", "graph", "quic"])
 def test_fuzzer_finds_nothing(name: str) -> None:
     script = Path(__file__).parents[2] / "scripts" / "fuzz"
-    seconds = os.environ.get("MESH_LLM_FUZZ_SECONDS", "10")
+    seconds = os.environ.get("MESH_LLM_FUZZ_SECONDS", "20")
     result = subprocess.run([sys.executable, str(script), seconds, name], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-4000:]
     assert f"fuzz_{name}:" in result.stdout

@@ -30,6 +30,11 @@ def rewrite(source: Path, target: Path, layers: Sequence[int] | None = None, spl
                 continue
             name = f"blk.{layers.index(int(number))}.{rest}"
         writer.add_tensor(name, tensor.data, raw_dtype=tensor.tensor_type)
+    return written(writer, target)
+
+
+def written(writer: gguf.GGUFWriter, target: Path) -> list[Path]:
+    """Writes what the writer holds. The files, in order."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

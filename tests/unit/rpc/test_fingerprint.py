@@ -13,6 +13,7 @@ import numpy as np
 import orjson
 import platformdirs
 import pytest
+from support.cut import written
 from support.processes import smollm2
 
 from meshllm import rpc
@@ -31,11 +32,7 @@ def write_model(path: Path, split_max_tensors: int = 0) -> list[str]:
     writer.add_string("general.name", "test")
     writer.add_tensor("z.weight", BIG)  # not in the order of names
     writer.add_tensor("a.weight", SMALL)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return sorted(str(p) for p in path.parent.glob(f"{path.stem}*.gguf"))
+    return list(map(str, written(writer, path)))
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from support.cut import written
 from support.processes import smollm2
 
 from meshllm import rpc
@@ -49,11 +50,7 @@ def write_model(path: Path, split_max_tensors: int = 0) -> list[str]:
     writer.add_array("tokenizer.ggml.scores", [0.5, 1.5])
     for name, data in TENSORS.items():
         writer.add_tensor(name, data, raw_dtype=TYPES.get(name))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return sorted(str(p) for p in path.parent.glob(f"{path.stem}*.gguf"))
+    return list(map(str, written(writer, path)))
 
 
 @pytest.fixture(scope="session")
