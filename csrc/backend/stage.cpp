@@ -251,6 +251,26 @@ bool query_supports_op(StageLink & link, const ggml_tensor * op) {
     return link.call<uint8_t>(wire::Command::supports_op, payload) != 0;
 }
 
+std::string shape_of(const ggml_tensor * t) {
+    std::string out = ggml_type_name(t->type);
+    for (int i = 0; i < wire::n_dims; i++) {
+        out += i == 0 ? '[' : ',';
+        out += std::to_string(t->ne[i]);
+    }
+    return out + (ggml_is_contiguous(t) ? "]" : "] not contiguous");
+}
+
+/// A host that computes an operator in the middle of a stage's layer costs a round trip, each time.
+void warn_unsupported(const StageLink & link, const ggml_tensor * op) {
+    std::string line = std::string(ggml_op_desc(op)) + " '" + op->name + "' " + shape_of(op);
+    for (int i = 0; i < wire::n_srcs && op->src[i] != nullptr; i++) {
+        line += i == 0 ? " of " : ", ";
+        line += shape_of(op->src[i]);
+    }
+    GGML_LOG_WARN("mesh-llm: %s (%s) leaves to the host: %s\n", link.label().c_str(), link.config().name.c_str(),
+                  line.c_str());
+}
+
 bool supports_op(ggml_backend_dev_t device, const ggml_tensor * op) {
     Stage & stage = device_stage(device);
     StageLink & link = *stage.link;
@@ -277,6 +297,9 @@ bool supports_op(ggml_backend_dev_t device, const ggml_tensor * op) {
         auto known = stage.supported_ops.find(key);
         if (known == stage.supported_ops.end()) {
             known = stage.supported_ops.emplace(key, query_supports_op(link, op)).first;
+            if (!known->second) {
+                warn_unsupported(link, op);
+            }
         }
         supported = known->second;
     });
