@@ -17,6 +17,10 @@ from meshllm.models.store import Model
 
 # The host's prompt cache and checkpoints would read the stages' KV cache back over the network.
 _STAGE_OPTIONS = ("-ngl", "999", "--fit", "off", "--cache-ram", "0", "--ctx-checkpoints", "0")
+# By default llama-server gives the projector, also one that the user names, to its first device, a stage: weights and
+# images would cross the network, and convolutions, which stages do not compute, would come back.
+_PROJECTOR_ON_HOST = ("--mmproj-device", "HOST")
+_NO_PROJECTOR = ("--no-mmproj", "--no-mmproj-auto")  # llama-server itself heeds them only with -hf
 
 _NGRAM = 4  # tokens that must repeat before their continuation is guessed
 
@@ -101,6 +105,9 @@ class LaunchSpec:
             devices = [*(f"STAGE{i}" for i in range(len(self.stages))), "HOST"]
             layers = [*(stage.n_layers for stage in self.stages), self.host_layers]
             args += ["--device", ",".join(devices), "--tensor-split", tensor_split(layers), *_STAGE_OPTIONS]
+            args += _PROJECTOR_ON_HOST
+        if self.model.projector and takes_projector(self.extra_args):
+            args += ["--mmproj", self.model.projector.file]
         if self.speculation:
             args += self.speculation.arguments(bool(self.stages), self.host_device == "CPU")
         return [*args, *self.extra_args]
@@ -146,6 +153,11 @@ def make_launch_spec(
         first += n
     device_name = host_device or _best_device()
     return LaunchSpec(model, binaries, tuple(stages), layers[-1], device_name, tuple(extra_args), speculation)
+
+
+def takes_projector(extra_args: Sequence[str]) -> bool:
+    """Whether the user has not switched the model's projector off, among llama-server's options."""
+    return not set(_NO_PROJECTOR) & set(extra_args)
 
 
 def _layer_bytes(model: Model) -> list[int]:

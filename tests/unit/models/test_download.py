@@ -46,7 +46,7 @@ def test_a_url_names_its_file() -> None:
 
 
 def test_the_usual_quantisation_unless_another_is_named(hub: Hub) -> None:
-    hub("M-Q8_0.gguf", "M-Q4_K_M.gguf", "mmproj-M-f16.gguf", "README.md")
+    hub("M-Q8_0.gguf", "M-Q4_K_M.gguf", "README.md")
     assert find_source("u/M-GGUF").files == (("M-Q4_K_M.gguf", "M-Q4_K_M.gguf"),)
     assert find_source("u/M-GGUF:q8_0") == Source("M-Q8_0", "u/M-GGUF", (("M-Q8_0.gguf", "M-Q8_0.gguf"),))
     with pytest.raises(ModelError, match=r"u/M-GGUF has no Q5_0; it has: Q4_K_M, Q8_0"):
@@ -67,6 +67,21 @@ def test_a_repository_without_the_usual_quantisation_gives_its_first(hub: Hub) -
     hub("config.json", "mmproj.gguf")
     with pytest.raises(ModelError, match="u/M has no GGUF file"):
         find_source("u/M")
+
+
+def test_the_projector_comes_with_the_model(hub: Hub) -> None:
+    hub("M-Q4_K_M.gguf", "mmproj-BF16.gguf", "mmproj-F16.gguf", "mmproj-F32.gguf")
+    assert find_source("u/M-GGUF").projector == ("mmproj-F16.gguf", "mmproj-M-F16.gguf")
+    hub("q4/M-Q4_K_M-00001-of-00002.gguf", "q4/M-Q4_K_M-00002-of-00002.gguf", "mmproj-Another-Name-Q8_0.gguf")
+    source = find_source("u/M-GGUF")
+    assert source.projector == ("mmproj-Another-Name-Q8_0.gguf", "mmproj-M-Q8_0.gguf") and len(source.files) == 2
+    hub("M-Q4_K_M.gguf")
+    assert find_source("u/M-GGUF").projector is None
+
+
+def test_heads_that_guess_tokens_are_no_models(hub: Hub) -> None:
+    hub("M-Q4_K_M.gguf", "mtp-M-Q4_K_M.gguf", "eagle3-M-Q4_K_M.gguf", "M.imatrix.gguf")
+    assert find_source("u/M-GGUF").files == (("M-Q4_K_M.gguf", "M-Q4_K_M.gguf"),)
 
 
 def test_what_names_nothing() -> None:
