@@ -183,9 +183,9 @@ class Store:
     def scan(self) -> bool:
         """Rescans the folders. Returns whether anything has changed. Files still being written count once complete."""
         self._read = {path: read for path in find_models().values() if (read := self._look(path))}
-        read = [(read.fingerprint, read.model) for read in self._read.values() if read.model]
-        found = dict(sorted(read, key=lambda each: each[1].projector is not None))  # of two copies, one that has one
-        again = {(fingerprint, model.files): model for fingerprint, model in read}
+        whole = [(read.fingerprint, read.model) for read in self._read.values() if read.model]
+        found = dict(sorted(whole, key=lambda each: each[1].projector is not None))  # of two copies, one that has one
+        again = {(fingerprint, model.files): model for fingerprint, model in whole}
         extra = {f: again.get((f, model.files), model) for f, model in self._extra.items()}
         found = {f: model for f, model in (found | extra).items() if f not in self._left_out}
         changed = _projectors(found) != _projectors(self.models)
