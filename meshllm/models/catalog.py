@@ -16,7 +16,7 @@ class Entry:
     """`repository` is on the hub; a model with a `package` comes from PyPI instead. `drafts`: it is a draft model.
 
     Without `files`, the hub's list tells those of the `quantisation`; it also tells the `projector`, if there is one.
-    `unchecked`: names and sizes were never compared with the hub.
+    `mtp`: its last layers predict further tokens. `unchecked`: names and sizes were never compared with the hub.
     """
 
     name: str
@@ -27,6 +27,7 @@ class Entry:
     files: tuple[str, ...] = ()
     repository: str = ""
     projector: bool = False
+    mtp: bool = False
     unchecked: bool = False
     package: str = ""
     draft: str = ""

@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]  # file name, bytes that are here, size or 0 if unknown
 
-_DEFAULT_QUANTISATION = "q4_k_m"
+_USUAL_QUANTISATIONS = ("q4_k_m", "ud-q4_k_m", "ud-q4_k_xl", "mxfp4")
 _REFERENCE = re.compile(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?")
-_BESIDE = re.compile(r"(imatrix|mtp-|eagle3-|dflash-|dspark-)")  # no models of their own; llama.cpp's own list
+_BESIDE = re.compile(r"imatrix|mtp-|eagle3-|dflash-|dspark-|(^|/)MTP/")  # no models; as in llama.cpp's download.cpp
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CHUNK = 1 << 22
 
@@ -125,16 +125,17 @@ def _choose(repository: str, listed: Sequence[str], quantisation: str) -> list[s
     """The files of one quantisation, in order; the usual one if none is named. Raises ModelError."""
     by_quantisation: dict[str, list[str]] = {}
     for file in listed:
-        if not is_projector(file) and not _BESIDE.search(file.rpartition("/")[2]):
+        if not is_projector(file) and not _BESIDE.search(file):
             by_quantisation.setdefault(quantisation_of(PART.sub("", file)) or file, []).append(file)
     if not by_quantisation:
         raise ModelError(f"{repository} has no GGUF file; look for a repository of the same name with -GGUF")
-    wanted = quantisation or (_DEFAULT_QUANTISATION if _DEFAULT_QUANTISATION in by_quantisation else "")
-    wanted = wanted or next(iter(by_quantisation))
+    usual = (each for each in _USUAL_QUANTISATIONS if each in by_quantisation)
+    wanted = quantisation or next(usual, next(iter(by_quantisation)))
     if wanted not in by_quantisation:
         there = ", ".join(q.upper() for q in by_quantisation)
         raise ModelError(f"{repository} has no {quantisation.upper()}; it has: {there}")
-    return by_quantisation[wanted]
+    files = by_quantisation[wanted]
+    return [file for file in files if PART.sub("", file) == PART.sub("", files[0])]
 
 
 def download(source: Source, progress: Progress) -> list[Path]:
