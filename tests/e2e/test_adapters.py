@@ -122,3 +122,17 @@ def test_a_peer_fetches_the_projector_with_the_model(model: Path, tmp_path: Path
         eventually(lambda: mesh.api("h2").engine_status(), 60, "the second has an engine")
         mesh.stop("h1", signal.SIGKILL)
         assert describe(mesh.api("h2"), RED) == expected
+
+
+def test_another_models_weights_of_the_same_name_are_its_own(model: Path, tmp_path: Path) -> None:
+    """A draft on a stage, which has the model: the names of its last layers are those of other layers there."""
+    draft = rewrite(model, tmp_path / "draft-Q4_1.gguf", [i for i in range(N_LAYERS) if i not in (25, 26)])[0]
+    accepted = []
+    for device in ("HOST", "STAGE0"):
+        speculation = ("--spec-type", "draft-simple", "--spec-draft-model", str(draft), "--spec-draft-device", device)
+        with over_two_stages(model, *speculation) as node:
+            answer = node.api.complete("def add(a, b):\n    return a + b\n\ndef sub(a, b):\n", 40)
+            accepted.append((answer["content"], answer["timings"]["draft_n"], answer["timings"]["draft_n_accepted"]))
+            sent = counted(node, "weight_bytes_sent")
+    assert accepted[0] == accepted[1] and accepted[0][2] > 0
+    assert sent > 0  # the layers that have moved
