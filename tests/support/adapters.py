@@ -17,12 +17,12 @@ _PATCH, _SIDE = 8, 32  # pixels: 16 patches, each a token
 _LAYERS = 2  # of which LLaVA's graph computes all but the last
 
 
-def projector(target: Path, n_embd: int, seed: int = 1) -> Path:
-    """A vision projector of the type "mlp" (LLaVA) for a model of that width; its keys: tools/mtmd/clip.cpp."""
+def projector(target: Path, n_embd: int, kind: str = "mlp", seed: int = 1) -> Path:
+    """A vision projector for a model of that width: LLaVA's "mlp", or "gemma3". Its keys: tools/mtmd/clip.cpp."""
     random = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(target, "clip")
     writer.add_bool("clip.has_vision_encoder", True)
-    writer.add_string("clip.projector_type", "mlp")
+    writer.add_string("clip.projector_type", kind)
     writer.add_bool("clip.use_gelu", True)
     sizes = {
         "embedding_length": _WIDTH,
@@ -52,6 +52,11 @@ def projector(target: Path, n_embd: int, seed: int = 1) -> Path:
         for norm in ("ln1", "ln2"):
             add(f"v.blk.{i}.{norm}.weight", _WIDTH)
             add(f"v.blk.{i}.{norm}.bias", _WIDTH)
+    if kind == "gemma3":
+        writer.add_uint32("clip.vision.projector.scale_factor", 2)  # 2 x 2 patches a token
+        add("mm.soft_emb_norm.weight", _WIDTH)
+        add("mm.input_projection.weight", _WIDTH, n_embd)
+        return written(writer, target)[0]
     add("mm.0.weight", n_embd, _WIDTH)
     add("mm.0.bias", n_embd)
     add("mm.2.weight", n_embd, n_embd, scale=0.02)
