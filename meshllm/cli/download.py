@@ -15,6 +15,7 @@ from meshllm.models.download import download as fetch
 from meshllm.models.download import find_source
 from meshllm.models.folders import find_models
 from meshllm.models.names import entry_of, matching
+from meshllm.models.projectors import projector_beside
 from meshllm.paths import models_folder
 from meshllm.units import in_gb
 
@@ -65,7 +66,8 @@ def catalog_lines() -> list[str]:
         known.update(here)
         rows.append(_row(entry, bool(here)))
     for name in sorted(on_disk.keys() - known):
-        rows.append((name, in_gb(on_disk[name].stat().st_size), "", "", "", "", "", "yes"))
+        images = "yes" if projector_beside(on_disk[name], name) else ""
+        rows.append((name, in_gb(on_disk[name].stat().st_size), "", "", "", images, "", "yes"))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows] + [
         "",

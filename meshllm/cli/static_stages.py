@@ -15,7 +15,6 @@ from meshllm.cli.http import access_of, bind, serving, until_signal, url_of
 from meshllm.cli.options import ServeConfig
 from meshllm.cli.output import Output, open_engine_log
 from meshllm.engine import Engine, StageAddress, StageServer, find_binaries, make_launch_spec
-from meshllm.engine.launch import takes_projector
 from meshllm.mesh.engine_status import EngineStatus
 from meshllm.models.store import resolve
 from meshllm.node.drafts import Drafting
@@ -29,8 +28,8 @@ class _StaticStages:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         model = engine.spec.model
-        takes_images = model.projector is not None and takes_projector(engine.spec.extra_args)
-        self._model = Served(model.name, model.fingerprint().hex(), model.size_bytes, model.n_layers, takes_images)
+        projector = engine.spec.projector is not None
+        self._model = Served(model.name, model.fingerprint().hex(), model.size_bytes, model.n_layers, projector)
         self._load = Load(time.monotonic)
         self.latencies = Latencies()
 

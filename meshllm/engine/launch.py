@@ -13,7 +13,7 @@ from meshllm.engine.binaries import Binaries
 from meshllm.engine.layers import assign_layers, tensor_split
 from meshllm.errors import EngineError
 from meshllm.mesh.engine_status import EngineStage, StageCounters
-from meshllm.models.store import Model
+from meshllm.models.store import Model, Projector
 
 # The host's prompt cache and checkpoints would read the stages' KV cache back over the network.
 _STAGE_OPTIONS = ("-ngl", "999", "--fit", "off", "--cache-ram", "0", "--ctx-checkpoints", "0")
@@ -97,6 +97,11 @@ class LaunchSpec:
     extra_args: tuple[str, ...]
     speculation: Speculation | None = None
 
+    @property
+    def projector(self) -> Projector | None:
+        """The model's, unless the user has switched it off."""
+        return self.model.projector if takes_projector(self.extra_args) else None
+
     def command(self, socket: Path) -> list[str]:
         """llama-server and its arguments. The user's own come last, and so take precedence."""
         args = [str(self.binaries.llama_server), "--model", self.model.files[0], "--alias", self.model.name]
@@ -106,8 +111,8 @@ class LaunchSpec:
             layers = [*(stage.n_layers for stage in self.stages), self.host_layers]
             args += ["--device", ",".join(devices), "--tensor-split", tensor_split(layers), *_STAGE_OPTIONS]
             args += _PROJECTOR_ON_HOST
-        if self.model.projector and takes_projector(self.extra_args):
-            args += ["--mmproj", self.model.projector.file]
+        if self.projector:
+            args += ["--mmproj", self.projector.file]
         if self.speculation:
             args += self.speculation.arguments(bool(self.stages), self.host_device == "CPU")
         return [*args, *self.extra_args]

@@ -91,6 +91,16 @@ def test_images_over_two_stages(request: pytest.FixtureRequest, tmp_path: Path, 
         assert node.api.request("/v1/models")["data"][0]["capabilities"] == ["completion"]
 
 
+def test_a_projector_that_does_not_fit(model: Path, tmp_path: Path) -> None:
+    seeing = tmp_path / "Seeing-Q4_1.gguf"
+    seeing.symlink_to(model)
+    adapters.projector(tmp_path / "mmproj-F16.gguf", N_EMBD // 2)
+    with MeshLlm("--model", str(seeing), "--", *ENGINE_ARGS) as node:
+        assert node.wait() == 2
+        last = node.output().splitlines()[-1]
+        assert "mismatch" in last and last.endswith("; -- --no-mmproj leaves its projector out")
+
+
 @pytest.mark.parametrize("kind", ["lora", "control-vector"])
 def test_adapters_over_two_stages(model: Path, tmp_path: Path, kind: str) -> None:
     """They change the answer as they do on one machine, and none of their weights is taken from the model's file."""

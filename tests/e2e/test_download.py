@@ -161,10 +161,11 @@ def test_a_projector_comes_with_its_model_and_is_served(hub: Hub, small: bytes, 
         "small-Q4_K_M.gguf",
     ]
     assert (models_folder() / "mmproj-small-F16.gguf").read_bytes() == projector
-    assert "mmproj" not in download(None).stdout
+    listed = download(None).stdout
+    assert "mmproj" not in listed and re.search(r"small-Q4_K_M +\S+ MB +yes +yes", listed)
     with MeshLlm("--model", "small", "--", "-c", "512", "-t", "1") as node:
-        listed = node.ready().api.request("/v1/models")["data"][0]
-        assert listed["id"] == "small-Q4_K_M" and "multimodal" in listed["capabilities"]
+        served = node.ready().api.request("/v1/models")["data"][0]
+        assert served["id"] == "small-Q4_K_M" and "multimodal" in served["capabilities"]
 
 
 def test_a_connection_cut_in_the_middle_is_resumed(hub: Hub, small: bytes) -> None:
