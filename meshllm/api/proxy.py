@@ -265,7 +265,9 @@ def _outer_headers(headers: CIMultiDict[str]) -> CIMultiDict[str]:
 
 def _describe_model(model: Served) -> dict[str, object]:
     meta = {"fingerprint": model.fingerprint, "size": model.size_bytes, "n_layers": model.n_layers}
-    return {"id": model.name, "object": "model", "created": 0, "owned_by": "mesh-llm", "meta": meta}
+    capabilities = ["completion", *(["multimodal"] if model.has_projector else [])]  # llama-server's terms
+    about = {"object": "model", "created": 0, "owned_by": "mesh-llm", "capabilities": capabilities, "meta": meta}
+    return {"id": model.name} | about
 
 
 def _unavailable(reason: str) -> web.Response:

@@ -28,6 +28,7 @@ class Served:
     fingerprint: str
     size_bytes: int
     n_layers: int
+    has_projector: bool = False  # takes images or sounds
 
 
 class Target(Protocol):

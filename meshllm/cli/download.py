@@ -15,6 +15,7 @@ from meshllm.models.download import download as fetch
 from meshllm.models.download import find_source
 from meshllm.models.folders import find_models
 from meshllm.models.names import entry_of, matching
+from meshllm.models.projectors import projector_beside
 from meshllm.paths import models_folder
 from meshllm.units import in_gb
 
@@ -58,33 +59,42 @@ def download(model: str | None, draft: bool) -> None:
 def catalog_lines() -> list[str]:
     """A table of the catalog and of the other models on disk, and how to download one."""
     on_disk = find_models()
-    rows: list[tuple[str, ...]] = [("model", "size", "quant", "memory", "draft", "licence", "on disk")]
+    rows: list[tuple[str, ...]] = [("model", "size", "quant", "memory", "draft", "images", "licence", "on disk")]
     known: set[str] = set()
     for entry in CATALOG.entries:
         here = matching(entry.name, on_disk)
         known.update(here)
         rows.append(_row(entry, bool(here)))
     for name in sorted(on_disk.keys() - known):
-        rows.append((name, in_gb(on_disk[name].stat().st_size), "", "", "", "", "yes"))
+        images = "yes" if projector_beside(on_disk[name], name) else ""
+        rows.append((name, in_gb(on_disk[name].stat().st_size), "", "", "", images, "", "yes"))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows] + [
         "",
         f"mesh-llm download NAME [--draft] saves one in {models_folder()}; USER/REPOSITORY:QUANT is one on the hub",
+        "~: never compared with the hub, whose list of the repository decides at download",
     ]
 
 
 def _row(entry: Entry, here: bool) -> tuple[str, ...]:
     names = ", ".join([*entry.short, entry.name])
-    draft = CATALOG.draft_of(entry)
+    about = "~" if entry.unchecked else ""
     return (
         names,
-        in_gb(entry.size_bytes),
+        about + in_gb(entry.size_bytes),
         entry.quantisation,
-        in_gb(entry.min_memory_bytes),
-        draft.short[0] if draft else "is a draft" if entry.drafts else "-",
+        about + in_gb(entry.min_memory_bytes),
+        _draft(entry),
+        "yes" if entry.projector else "-",
         entry.licence,
         "yes" if here else "-",
     )
+
+
+def _draft(entry: Entry) -> str:
+    if draft := CATALOG.draft_of(entry):
+        return draft.short[0]
+    return "is a draft" if entry.drafts else "MTP" if entry.mtp else "-"
 
 
 def _get(name: str) -> list[Path]:

@@ -28,7 +28,8 @@ class _StaticStages:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         model = engine.spec.model
-        self._model = Served(model.name, model.fingerprint().hex(), model.size_bytes, model.n_layers)
+        projector = engine.spec.projector is not None
+        self._model = Served(model.name, model.fingerprint().hex(), model.size_bytes, model.n_layers, projector)
         self._load = Load(time.monotonic)
         self.latencies = Latencies()
 

@@ -13,10 +13,14 @@ from meshllm.engine.binaries import Binaries
 from meshllm.engine.layers import assign_layers, tensor_split
 from meshllm.errors import EngineError
 from meshllm.mesh.engine_status import EngineStage, StageCounters
-from meshllm.models.store import Model
+from meshllm.models.store import Model, Projector
 
 # The host's prompt cache and checkpoints would read the stages' KV cache back over the network.
 _STAGE_OPTIONS = ("-ngl", "999", "--fit", "off", "--cache-ram", "0", "--ctx-checkpoints", "0")
+# By default llama-server gives the projector, also one that the user names, to its first device, a stage: weights and
+# images would cross the network, and convolutions, which stages do not compute, would come back.
+_PROJECTOR_ON_HOST = ("--mmproj-device", "HOST")
+_NO_PROJECTOR = ("--no-mmproj", "--no-mmproj-auto")  # llama-server itself heeds them only with -hf
 
 _NGRAM = 4  # tokens that must repeat before their continuation is guessed
 
@@ -93,6 +97,11 @@ class LaunchSpec:
     extra_args: tuple[str, ...]
     speculation: Speculation | None = None
 
+    @property
+    def projector(self) -> Projector | None:
+        """The model's, unless the user has switched it off."""
+        return self.model.projector if takes_projector(self.extra_args) else None
+
     def command(self, socket: Path) -> list[str]:
         """llama-server and its arguments. The user's own come last, and so take precedence."""
         args = [str(self.binaries.llama_server), "--model", self.model.files[0], "--alias", self.model.name]
@@ -101,6 +110,9 @@ class LaunchSpec:
             devices = [*(f"STAGE{i}" for i in range(len(self.stages))), "HOST"]
             layers = [*(stage.n_layers for stage in self.stages), self.host_layers]
             args += ["--device", ",".join(devices), "--tensor-split", tensor_split(layers), *_STAGE_OPTIONS]
+            args += _PROJECTOR_ON_HOST
+        if self.projector:
+            args += ["--mmproj", self.projector.file]
         if self.speculation:
             args += self.speculation.arguments(bool(self.stages), self.host_device == "CPU")
         return [*args, *self.extra_args]
@@ -146,6 +158,11 @@ def make_launch_spec(
         first += n
     device_name = host_device or _best_device()
     return LaunchSpec(model, binaries, tuple(stages), layers[-1], device_name, tuple(extra_args), speculation)
+
+
+def takes_projector(extra_args: Sequence[str]) -> bool:
+    """Whether the user has not switched the model's projector off, among llama-server's options."""
+    return not set(_NO_PROJECTOR) & set(extra_args)
 
 
 def _layer_bytes(model: Model) -> list[int]:

@@ -138,7 +138,8 @@ class Engine:
                 else:
                     failed_starts = 0 if was_ready else failed_starts + 1
                     if failed_starts and (self.restarts == 0 or failed_starts >= _MAX_FAILED_STARTS):
-                        raise EngineError(f"cannot serve {self.spec.model.name}: {self.reason}")
+                        hint = "; -- --no-mmproj leaves its projector out" if "mmproj" in self.reason else ""
+                        raise EngineError(f"cannot serve {self.spec.model.name}: {self.reason}{hint}")
                     if was_ready and time.monotonic() - began > _STEADY_S:
                         backoff_s = _FIRST_BACKOFF_S
                     self._emit(

@@ -38,6 +38,14 @@ class ModelInfo:
 
 
 @dataclass(frozen=True)
+class ProjectorInfo:
+    """The projector that a node has beside a model. `fingerprint` as of a model, of the projector's file."""
+
+    fingerprint: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
 class Serving:
     """The engine that a node runs as host, or is starting."""
 
@@ -59,6 +67,7 @@ class Announcement:
     memory_bytes: int = 0  # that models may take: the devices' memory under the user's cap, less the reserve
     ggml_version: str = ""  # only nodes of the same version compute together
     models: tuple[ModelInfo, ...] = ()  # on the node's disk
+    projectors: dict[str, ProjectorInfo] = field(default_factory=dict)  # fingerprint of such a model -> its projector
     named: tuple[str, ...] = ()  # fingerprints of the models that its user named, in that order
     wants: tuple[ModelInfo, ...] = ()  # those, and the ones that it knows other users named
     fetches: bool = False  # it fetches the file of a model that is placed on it
@@ -86,6 +95,7 @@ class Announcement:
             "mem": self.memory_bytes,
             "eng": self.ggml_version,
             "models": [_model_fields(m) for m in self.models],
+            "proj": {model: [p.fingerprint, p.size_bytes] for model, p in self.projectors.items()},
             "named": list(self.named),
             "wants": [_model_fields(m) for m in self.wants],
             "fetches": self.fetches,
@@ -124,6 +134,7 @@ def _decode(value: Any) -> Announcement:
         memory_bytes=_number(value["mem"], 0, 1 << 60),
         ggml_version=_text(value["eng"]),
         models=_list(value["models"], _model, MAX_MODELS),
+        projectors=_table(value.get("proj", {}), _projector),  # older nodes know of none
         named=_list(value["named"], _node, MAX_MODELS),
         wants=_list(value["wants"], _model, MAX_MODELS),
         fetches=_flag(value["fetches"]),
@@ -195,6 +206,11 @@ def _model(value: Any) -> ModelInfo:
     if not _text(name):
         raise ValueError("a model without a name")
     return ModelInfo(_text(name), _node(fingerprint), _number(size, 1, 1 << 60), _number(n_layers, 1, 10000))
+
+
+def _projector(value: Any) -> ProjectorInfo:
+    fingerprint, size = value
+    return ProjectorInfo(_node(fingerprint), _number(size, 1, 1 << 60))
 
 
 def _serving(value: Any) -> Serving:

@@ -70,9 +70,9 @@ def place_model(model: ModelInfo, view: Mapping[str, Announcement], team: Collec
     need = needed_bytes(model.size_bytes)
     workers = {i: n for i, n in sorted(view.items()) if i in team}
     force = any(n.split for n in workers.values())
-    able = [i for i, n in workers.items() if has_model(n, model) and n.memory_bytes >= need]
+    able = [i for i, n in workers.items() if has_model(n, model) and host_bytes(n, model) >= need]
     if able and not force:
-        groups = tuple(Group(model, i, (), (1.0,), workers[i].memory_bytes) for i in able)
+        groups = tuple(Group(model, i, (), (1.0,), host_bytes(workers[i], model)) for i in able)
         reasons = {i: _idle_status(n, model, need) for i, n in workers.items()} | dict.fromkeys(able, StageStatus.HOST)
         found = Placement(model, groups, need, groups[0].memory_bytes, reasons)
     else:
@@ -90,6 +90,12 @@ def needed_bytes(size_bytes: int) -> int:
     return int(size_bytes * _ROOM)
 
 
+def host_bytes(node: Announcement, model: ModelInfo) -> int:
+    """The node's memory for the model itself if it is the host, which also holds the projector, all of it."""
+    projector = node.projectors.get(model.fingerprint)
+    return max(0, node.memory_bytes - (needed_bytes(projector.size_bytes) if projector else 0))
+
+
 def has_model(node: Announcement, model: ModelInfo) -> bool:
     return any(m.fingerprint == model.fingerprint for m in node.models)
 
@@ -102,11 +108,11 @@ def will_fetch(node: Announcement, model: ModelInfo) -> bool:
 def _idle_status(node: Announcement, model: ModelInfo, need: int) -> StageStatus:
     if not has_model(node, model):
         return StageStatus.FETCHING if will_fetch(node, model) else StageStatus.NO_MODEL
-    return StageStatus.NOT_NEEDED if node.memory_bytes >= need else StageStatus.NO_MEMORY
+    return StageStatus.NOT_NEEDED if host_bytes(node, model) >= need else StageStatus.NO_MEMORY
 
 
 def _split(model: ModelInfo, workers: Mapping[str, Announcement], need: int, force: bool) -> Placement:
-    owners = [i for i, n in workers.items() if has_model(n, model) and n.memory_bytes > 0]
+    owners = [i for i, n in workers.items() if has_model(n, model) and host_bytes(n, model) > 0]
     if not owners:
         return Placement(model, (), need, 0, {i: _idle_status(n, model, need) for i, n in workers.items()})
     host = _elect(owners, workers, model, need, force)
@@ -115,8 +121,9 @@ def _split(model: ModelInfo, workers: Mapping[str, Announcement], need: int, for
     candidates = {
         i: _rtt(workers[host], workers[i]) or 0.0 for i, why in reasons.items() if why is StageStatus.NOT_NEEDED
     }
-    missing = need - workers[host].memory_bytes
-    have = workers[host].memory_bytes + sum(workers[i].memory_bytes for i in candidates)
+    at_host = host_bytes(workers[host], model)
+    missing = need - at_host
+    have = at_host + sum(workers[i].memory_bytes for i in candidates)
     limit = model.n_layers  # every stage takes at least one layer
     memory = {i: workers[i].memory_bytes for i in candidates}
     if force:
@@ -136,15 +143,16 @@ def _split(model: ModelInfo, workers: Mapping[str, Announcement], need: int, for
 
 def _elect(owners: Sequence[str], workers: Mapping[str, Announcement], model: ModelInfo, need: int, force: bool) -> str:
     """The owner with the most memory; of equals the present host, or the smaller id. A working split keeps its host."""
-    best = min(owners, key=lambda i: (-workers[i].memory_bytes, _running(workers[i], model) is None, i))
-    if workers[best].memory_bytes >= need and not force:
+    memory = {i: host_bytes(workers[i], model) for i in owners}
+    best = min(owners, key=lambda i: (-memory[i], _running(workers[i], model) is None, i))
+    if memory[best] >= need and not force:
         return best
-    for i in sorted(owners, key=lambda i: (-workers[i].memory_bytes, i)):
+    for i in sorted(owners, key=lambda i: (-memory[i], i)):
         running = _running(workers[i], model)
         if running and all(s in workers for s in running.stages):
-            memory = sum(workers[s].memory_bytes for s in (i, *running.stages))
+            in_all = memory[i] + sum(workers[s].memory_bytes for s in running.stages)
             reasons = _reasons(model, workers, workers[i], running)
-            if memory >= need and all(reasons[s] is StageStatus.NOT_NEEDED for s in running.stages):
+            if in_all >= need and all(reasons[s] is StageStatus.NOT_NEEDED for s in running.stages):
                 return i
     return best
 
@@ -235,7 +243,7 @@ def _keep(
 
 
 def _group(model: ModelInfo, host: str, stages: Sequence[str], workers: Mapping[str, Announcement]) -> Group:
-    memory = [workers[i].memory_bytes for i in (*stages, host)]
+    memory = [*(workers[i].memory_bytes for i in stages), host_bytes(workers[host], model)]
     total = sum(memory)
     by_hand = workers[host].tensor_split
     weights: Sequence[float] = by_hand if len(by_hand) == len(memory) and sum(by_hand) > 0 else memory

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from meshllm.mesh.announcement import Announcement, ModelInfo, Role
-from meshllm.mesh.groups import Placement, has_model, needed_bytes, place_model, will_fetch, within_reach
+from meshllm.mesh.groups import Placement, has_model, host_bytes, needed_bytes, place_model, will_fetch, within_reach
 
 _BUSY_PER_MIN = 6.0  # requests per server, below which another server is of no use
 _MUCH_MORE = 4.0  # times the load per server that the move leaves behind: moving back takes a factor of sixteen
@@ -185,4 +185,6 @@ class _Teams:
 
 def _may_serve(node: Announcement, model: ModelInfo) -> bool:
     """Whether the node can serve the model alone, now or once it has the file."""
-    return node.memory_bytes >= needed_bytes(model.size_bytes) and (has_model(node, model) or will_fetch(node, model))
+    return host_bytes(node, model) >= needed_bytes(model.size_bytes) and (
+        has_model(node, model) or will_fetch(node, model)
+    )

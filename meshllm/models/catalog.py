@@ -13,15 +13,22 @@ from meshllm.mesh.groups import needed_bytes
 
 @dataclass(frozen=True)
 class Entry:
-    """`repository` is on the hub; a model with a `package` comes from PyPI instead. `drafts`: it is a draft model."""
+    """`repository` is on the hub; a model with a `package` comes from PyPI instead. `drafts`: it is a draft model.
+
+    Without `files`, the hub's list tells those of the `quantisation`; it also tells the `projector`, if there is one.
+    `mtp`: its last layers predict further tokens. `unchecked`: names and sizes were never compared with the hub.
+    """
 
     name: str
     short: tuple[str, ...]
-    files: tuple[str, ...]
     size_bytes: int
     quantisation: str
     licence: str
+    files: tuple[str, ...] = ()
     repository: str = ""
+    projector: bool = False
+    mtp: bool = False
+    unchecked: bool = False
     package: str = ""
     draft: str = ""
     default: bool = False

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from meshllm.errors import ModelError
 from meshllm.models.catalog import CATALOG, Entry
 from meshllm.models.folders import PART
-from meshllm.models.names import nearest, quantisation_of
+from meshllm.models.names import is_projector, nearest, quantisation_of
 from meshllm.models.partial import locked, need_space
+from meshllm.models.projectors import best, file_name, projector_of
 from meshllm.paths import models_folder, partial_folder
 
 if TYPE_CHECKING:
@@ -33,19 +34,21 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]  # file name, bytes that are here, size or 0 if unknown
 
-_DEFAULT_QUANTISATION = "q4_k_m"
+_USUAL_QUANTISATIONS = ("q4_k_m", "ud-q4_k_m", "ud-q4_k_xl", "mxfp4")
 _REFERENCE = re.compile(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?")
+_BESIDE = re.compile(r"imatrix|mtp-|eagle3-|dflash-|dspark-|(^|/)MTP/")  # no models; as in llama.cpp's download.cpp
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CHUNK = 1 << 22
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where to download one model. `files`: name there, name here."""
+    """Where to download one model. `files`, and the `projector` if it has one: name there, name here."""
 
     name: str
     repository: str = ""
     files: tuple[tuple[str, str], ...] = ()
+    projector: tuple[str, str] | None = None
     url: str = ""
     package: str = ""
 
@@ -56,7 +59,7 @@ def can_be_had(wanted: str) -> bool:
 
 
 def find_source(wanted: str) -> Source:
-    """For a name of the catalog, `user/repository[:QUANTISATION]` or a URL. For a repository, asks the hub.
+    """For a name of the catalog, `user/repository[:QUANTISATION]` or a URL. Asks the hub what a repository holds.
 
     Raises ModelError.
     """
@@ -81,8 +84,12 @@ def _is_url(wanted: str) -> bool:
 
 
 def _of_entry(entry: Entry) -> Source:
-    names = [(remote, f"{entry.name}{_part_of(remote)}.gguf") for remote in entry.files]
-    return Source(entry.name, entry.repository, tuple(names), package=entry.package)
+    """The files get the entry's name."""
+    listed = _list(entry.repository) if entry.projector or not entry.files else []
+    remote = entry.files or _choose(entry.repository, listed, entry.quantisation.lower())
+    names = tuple((file, f"{entry.name}{_part_of(file)}.gguf") for file in remote)
+    projector = _projector(entry.name, remote[0], listed) if entry.projector else None
+    return Source(entry.name, entry.repository, names, projector, package=entry.package)
 
 
 def _part_of(remote: str) -> str:
@@ -91,29 +98,50 @@ def _part_of(remote: str) -> str:
 
 
 def _of_repository(repository: str, quantisation: str) -> Source:
+    listed = _list(repository)
+    files = _choose(repository, listed, quantisation)
+    local = tuple((file, file.rpartition("/")[2]) for file in files)
+    name = PART.sub("", local[0][1]).removesuffix(".gguf")
+    return Source(name, repository, local, _projector(name, files[0], listed))
+
+
+def _list(repository: str) -> list[str]:
+    """The names of its GGUF files."""
     from huggingface_hub import HfApi
 
     with _hub_errors(repository):
         siblings = HfApi().model_info(repository).siblings or []
-    remote = sorted(s.rfilename for s in siblings if s.rfilename.lower().endswith(".gguf"))
-    models = [f for f in remote if not f.rpartition("/")[2].lower().startswith("mmproj")]
+    return sorted(s.rfilename for s in siblings if s.rfilename.lower().endswith(".gguf"))
+
+
+def _projector(name: str, model: str, listed: Sequence[str]) -> tuple[str, str] | None:
+    """The projector for the file `model`, here to lie beside the model `name`; a repository is for one model."""
+    projectors = [file for file in listed if is_projector(file)]
+    remote = projector_of(PART.sub("", model), projectors, alone=True) or best(projectors)
+    return (remote, file_name(name, quantisation_of(remote).upper())) if remote else None
+
+
+def _choose(repository: str, listed: Sequence[str], quantisation: str) -> list[str]:
+    """The files of one quantisation, in order; the usual one if none is named. Raises ModelError."""
     by_quantisation: dict[str, list[str]] = {}
-    for file in models:
-        by_quantisation.setdefault(quantisation_of(PART.sub("", file)) or file, []).append(file)
+    for file in listed:
+        if not is_projector(file) and not _BESIDE.search(file):
+            by_quantisation.setdefault(quantisation_of(PART.sub("", file)) or file, []).append(file)
     if not by_quantisation:
         raise ModelError(f"{repository} has no GGUF file; look for a repository of the same name with -GGUF")
-    wanted = quantisation or (_DEFAULT_QUANTISATION if _DEFAULT_QUANTISATION in by_quantisation else "")
-    wanted = wanted or next(iter(by_quantisation))
+    usual = (each for each in _USUAL_QUANTISATIONS if each in by_quantisation)
+    wanted = quantisation or next(usual, next(iter(by_quantisation)))
     if wanted not in by_quantisation:
         there = ", ".join(q.upper() for q in by_quantisation)
         raise ModelError(f"{repository} has no {quantisation.upper()}; it has: {there}")
     files = by_quantisation[wanted]
-    local = [(file, file.rpartition("/")[2]) for file in files]
-    return Source(PART.sub("", local[0][1]).removesuffix(".gguf"), repository, tuple(local))
+    return [file for file in files if PART.sub("", file) == PART.sub("", files[0])]
 
 
 def download(source: Source, progress: Progress) -> list[Path]:
     """Downloads the model into `~/.models`, except for files that are there already. Returns its files.
+
+    Its projector comes first, since a node serves the model as soon as that is there.
 
     Raises ModelError.
     """
@@ -127,7 +155,9 @@ def download(source: Source, progress: Progress) -> list[Path]:
             return [_fetch(source.url, f"{source.name}.gguf", folder, progress)]
         from huggingface_hub import hf_hub_url
 
-        return [_fetch(hf_hub_url(source.repository, r), local, folder, progress) for r, local in source.files]
+        files = [source.projector, *source.files] if source.projector else source.files
+        paths = [_fetch(hf_hub_url(source.repository, r), local, folder, progress) for r, local in files]
+        return paths[-len(source.files) :]
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise ModelError(f"the disk of {folder} is full; make space and run the command again to resume") from None

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from meshllm.models.catalog import CATALOG
+from meshllm.models.names import is_projector
 from meshllm.paths import hub_cache, models_folder, partial_folder
 
 PART = re.compile(r"-(\d{5})-of-\d{5}(?=$|\.gguf$)")  # in the file names of a split model
@@ -31,7 +32,7 @@ def find_models() -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in _model_files():
         part = PART.search(path.stem)
-        if (part is None or part[1] == "00001") and not path.name.lower().startswith("mmproj"):
+        if (part is None or part[1] == "00001") and not is_projector(path.name):
             found.setdefault(PART.sub("", path.stem), path)
     return found
 

@@ -32,6 +32,11 @@ def nearest(wanted: str, names: Iterable[str]) -> list[str]:
     return [by_plain[n] for n in difflib.get_close_matches(_plain(wanted), by_plain, n=3, cutoff=0.5)]
 
 
+def is_projector(name: str) -> bool:
+    """Whether the name of a file, or its path in a repository, is that of a projector (projectors.py)."""
+    return "mmproj" in _plain(name)
+
+
 def entry_of(name: str) -> Entry | None:
     """The catalog's entry for a model, whatever its quantisation."""
     base = base_of(name)

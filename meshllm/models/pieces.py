@@ -57,6 +57,12 @@ class Layout:
                 number -= count
         raise ProtocolError("the model has no such piece")
 
+    def renamed(self, name: str) -> Layout:
+        """With another name for its only file. Raises ProtocolError if it has several."""
+        if len(self.files) != 1:
+            raise ProtocolError("a projector of several files")
+        return Layout(((name, self.size_bytes),))
+
     def encode(self) -> list[list[object]]:
         return [[name, size] for name, size in self.files]
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from meshllm import rpc
@@ -13,12 +14,38 @@ from meshllm.errors import GgufError, ModelError, NotOnDiskError
 from meshllm.models.catalog import CATALOG
 from meshllm.models.folders import PART, default_file, find_models
 from meshllm.models.names import base_of, entry_of, matching, nearest
+from meshllm.models.projectors import projector_beside
 from meshllm.paths import models_folder
+
+_log = logging.getLogger(__name__)
+
+_PROJECTOR_ARCHITECTURE = "clip"  # whatever kind of encoder is in it
+
+
+@dataclass(frozen=True)
+class Projector:
+    """The file that gives a model images or sounds. `fingerprint` in hexadecimal."""
+
+    file: str
+    size_bytes: int
+    fingerprint: str
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (self.file,)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return (self.size_bytes,)
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model on disk. `files` in order; `size_bytes` of all files; `n_layers` without the output layer."""
+    """A model on disk. `files` in order; `size_bytes` of all files; `n_layers` without the output layer.
+
+    The projector is beside the model, not part of it: the fingerprint is that of `files`, since a stage computes the
+    same with and without a projector. Only the host of a group reads it.
+    """
 
     name: str
     files: tuple[str, ...]
@@ -26,6 +53,12 @@ class Model:
     architecture: str
     n_layers: int
     info: rpc.GgufInfo
+    projector: Projector | None = None
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """In bytes, of each file."""
+        return tuple(self.info.sizes)
 
     def fingerprint(self) -> bytes:
         return rpc.fingerprint(self.files)
@@ -64,15 +97,35 @@ def is_path(wanted: str) -> bool:
 
 
 def load_model(path: Path) -> Model:
-    """Reads the index of the model that `path`, one of its files, belongs to. Raises GgufError."""
+    """Reads the indices of the model that `path`, one of its files, belongs to, and of its projector.
+
+    Raises GgufError.
+    """
     files = rpc.split_parts(str(path))
     info = rpc.read_gguf(files)
     architecture = info.metadata.get("general.architecture")
+    if architecture == _PROJECTOR_ARCHITECTURE:
+        raise GgufError(f"{path} is only the projector of a model; name the model that it belongs to")
     n_layers = info.metadata.get(f"{architecture}.block_count")
     if not isinstance(architecture, str) or not isinstance(n_layers, int) or n_layers < 1:
         raise GgufError(f"{path} is a GGUF file but not a language model: it has no number of layers")
     name = PART.sub("", Path(files[0]).stem)
-    return Model(name, tuple(files), sum(info.sizes), architecture, n_layers, info)
+    projector = _load_projector(projector_beside(Path(files[0]), name))
+    return Model(name, tuple(files), sum(info.sizes), architecture, n_layers, info, projector)
+
+
+def _load_projector(path: Path | None) -> Projector | None:
+    """None for a file that is broken or something else: the model can be served without it."""
+    if path is None:
+        return None
+    try:
+        info = rpc.read_gguf([str(path)])
+        if info.metadata.get("general.architecture") == _PROJECTOR_ARCHITECTURE:
+            return Projector(str(path), sum(info.sizes), rpc.fingerprint([str(path)]).hex())
+        _log.warning("%s is not a projector, whatever its name says, and is ignored", path)
+    except GgufError as error:
+        _log.warning("the projector is ignored: %s", error)
+    return None
 
 
 def draft_on_disk(model: Model) -> Model | None:
@@ -88,18 +141,21 @@ def draft_on_disk(model: Model) -> Model | None:
 
 @dataclass(frozen=True)
 class _Read:
-    """The result of reading a file; `model` is None if it is broken. `signature`: size, time and inode at that time."""
+    """The result of reading a file; `model` is None if it is broken. `signature`: _signature() at that time."""
 
-    signature: tuple[int, int, int]
+    signature: tuple[object, ...]
     model: Model | None = None
     fingerprint: str = ""
 
 
 class Store:
-    """Every model on disk by fingerprint, brought up to date by `scan`. `emit` gets one line for each broken file."""
+    """Every model on disk by fingerprint, brought up to date by `scan`. `emit` gets one line for each broken file.
 
-    def __init__(self, emit: Callable[[str], None]) -> None:
-        self._emit = emit
+    Without `projectors` no model has one.
+    """
+
+    def __init__(self, emit: Callable[[str], None], projectors: bool = True) -> None:
+        self._emit, self._projectors = emit, projectors
         self._read: dict[Path, _Read] = {}
         self._extra: dict[str, Model] = {}
         self._left_out: set[str] = set()
@@ -108,8 +164,16 @@ class Store:
     def add(self, model: Model) -> None:
         """Adds a model that lies outside the folders."""
         fingerprint = model.fingerprint().hex()
-        self._extra[fingerprint] = model
-        self.models[fingerprint] = model
+        self._extra[fingerprint] = self.models[fingerprint] = self._as_served(model)
+
+    def _as_served(self, model: Model) -> Model:
+        return model if self._projectors else replace(model, projector=None)
+
+    @property
+    def shared(self) -> dict[str, Model | Projector]:
+        """The models and their projectors, which peers fetch each by its own fingerprint."""
+        projectors = {m.projector.fingerprint: m.projector for m in self.models.values() if m.projector}
+        return {**projectors, **self.models}
 
     def exclude(self, fingerprint: str) -> None:
         """Leaves the model out from now on."""
@@ -119,27 +183,39 @@ class Store:
     def scan(self) -> bool:
         """Rescans the folders. Returns whether anything has changed. Files still being written count once complete."""
         self._read = {path: read for path in find_models().values() if (read := self._look(path))}
-        found = {read.fingerprint: read.model for read in self._read.values() if read.model}
-        found = {f: model for f, model in (found | self._extra).items() if f not in self._left_out}
-        changed = found.keys() != self.models.keys()
+        whole = [(read.fingerprint, read.model) for read in self._read.values() if read.model]
+        found = dict(sorted(whole, key=lambda each: each[1].projector is not None))  # of two copies, one that has one
+        again = {(fingerprint, model.files): model for fingerprint, model in whole}
+        extra = {f: again.get((f, model.files), model) for f, model in self._extra.items()}
+        found = {f: model for f, model in (found | extra).items() if f not in self._left_out}
+        changed = _projectors(found) != _projectors(self.models)
         self.models = found
         return changed
 
     def _look(self, path: Path) -> _Read | None:
         try:
-            stat = path.stat()
+            signature = _signature(path)
         except OSError:
             return None
-        signature = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
         known = self._read.get(path)
         if known and known.signature == signature:
             return known
         try:
-            model = load_model(path)
+            model = self._as_served(load_model(path))
             return _Read(signature, model, model.fingerprint().hex())
         except GgufError as error:
             self._emit(f"skipped a model file: {error}")
             return _Read(signature)
+
+
+def _projectors(models: Mapping[str, Model]) -> dict[str, Projector | None]:
+    return {fingerprint: model.projector for fingerprint, model in models.items()}
+
+
+def _signature(path: Path) -> tuple[object, ...]:
+    """Changes when the model's file or its projector does. Raises OSError."""
+    files = [path, *filter(None, [projector_beside(path, PART.sub("", path.stem))])]
+    return tuple((file, s.st_size, s.st_mtime_ns, s.st_ino) for file in files for s in [file.stat()])
 
 
 def _unnamed() -> Path:

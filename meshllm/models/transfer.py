@@ -1,4 +1,4 @@
-"""Models from peers: pieces requested over transfer streams, from several peers at once, each piece checked.
+"""Models and projectors from peers: pieces requested over transfer streams, from several peers at once, each checked.
 
 A request is a framed message (quic/framing.py) of JSON: {"op": "layout" | "hashes" | "piece", "model": fingerprint,
 "first": number}. So is the answer: {"files": [[name, size], ...]}, {"hashes": [SHA-256, ...]} of `BATCH` pieces from
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
@@ -27,7 +27,6 @@ from meshllm.models.pieces import (
     layout_of,
     read_piece,
 )
-from meshllm.models.store import Model
 from meshllm.quic.framing import read_exactly, read_framed, write_framed
 from meshllm.quic.transport import Stream
 from meshllm.units import short_id
@@ -45,10 +44,20 @@ _MAX_FAILURES = 3  # of one peer, per attempt
 # --- the side that has the model ---
 
 
-class Sharing:
-    """Serves this node's models to peers. `models` returns them by fingerprint in hexadecimal."""
+class Shared(Protocol):
+    """A model, or a projector: the paths of its files in order, and their sizes in bytes."""
 
-    def __init__(self, models: Callable[[], Mapping[str, Model]]) -> None:
+    @property
+    def files(self) -> tuple[str, ...]: ...
+
+    @property
+    def sizes(self) -> tuple[int, ...]: ...
+
+
+class Sharing:
+    """Serves this node's models and projectors to peers. `models` returns them by fingerprint in hexadecimal."""
+
+    def __init__(self, models: Callable[[], Mapping[str, Shared]]) -> None:
         self._models = models
         self._hashing = asyncio.Semaphore(1)  # so that peers cannot occupy all cores
 
@@ -70,8 +79,8 @@ class Sharing:
         finally:
             stream.abort()
 
-    async def _answer(self, request: dict[str, Any], model: Model) -> tuple[dict[str, object], Piece | None]:
-        layout = layout_of(model.files, model.info.sizes)
+    async def _answer(self, request: dict[str, Any], model: Shared) -> tuple[dict[str, object], Piece | None]:
+        layout = layout_of(model.files, model.sizes)
         if request["op"] == "layout":
             return {"files": layout.encode()}, None
         first = request["first"]
@@ -87,7 +96,7 @@ class Sharing:
         raise ValueError("unknown operation")
 
 
-async def _send_piece(stream: Stream, model: Model, piece: Piece) -> None:
+async def _send_piece(stream: Stream, model: Shared, piece: Piece) -> None:
     """In chunks, so that a slow reader costs little memory."""
     for offset in range(0, piece.size, _CHUNK_BYTES):
         part = Piece(piece.file, piece.offset + offset, min(_CHUNK_BYTES, piece.size - offset))
@@ -153,7 +162,10 @@ class _Peer:
 
 
 class Fetch:
-    """Fetches one model. `owners` returns the peers that have it now, nearest first."""
+    """Fetches one model, or a projector. `owners` returns the peers that have it now, nearest first.
+
+    `file_name`: what its only file is called here, rather than as the peer calls it.
+    """
 
     def __init__(
         self,
@@ -161,8 +173,10 @@ class Fetch:
         owners: Callable[[], Sequence[str]],
         open_stream: Callable[[str], Awaitable[Stream]],
         progress: Callable[[int, int], None],
+        file_name: str = "",
     ) -> None:
         self._model = model
+        self._file_name = file_name
         self._owners, self._open, self._progress = owners, open_stream, progress
         self._peers: dict[str, _Peer] = {}
         self._reference: _Peer | None = None
@@ -179,6 +193,8 @@ class Fetch:
                 before = self._done_bytes
                 try:
                     layout = decode_layout((await self._ask_reference("layout"))["files"], self._model.size_bytes)
+                    if self._file_name:
+                        layout = layout.renamed(self._file_name)
                     with Assembly(self._model.fingerprint, layout) as assembly:
                         await self._gather(assembly, layout)
                         await asyncio.to_thread(assembly.finish)

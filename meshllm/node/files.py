@@ -13,14 +13,16 @@ from pathlib import Path
 
 from meshllm.engine import LeashedProcess
 from meshllm.errors import MeshLlmError, ModelError
-from meshllm.mesh.announcement import MAX_MODELS, ModelInfo
+from meshllm.mesh.announcement import MAX_MODELS, ModelInfo, ProjectorInfo
 from meshllm.mesh.groups import MAX_RTT_MS, has_model, will_fetch
 from meshllm.mesh.mesh import Mesh
 from meshllm.models.download import can_be_had
 from meshllm.models.folders import tidy
 from meshllm.models.names import matching
+from meshllm.models.projectors import file_name
 from meshllm.models.store import Model, Store, load_model
 from meshllm.models.transfer import Fetch
+from meshllm.paths import models_folder
 from meshllm.quic.transport import Stream, StreamKind
 
 _log = logging.getLogger(__name__)
@@ -57,7 +59,7 @@ class ModelFiles:
     def exclude(self, model: ModelInfo) -> None:
         """Ignores the file of a model that cannot be served from it."""
         self._store.exclude(model.fingerprint)
-        self._mesh.announce(replace(self._mesh.me, models=model_infos(self._store)))
+        self._announce_models()
         self._mark_unavailable(model)
 
     def _mark_unavailable(self, model: ModelInfo) -> None:
@@ -82,7 +84,11 @@ class ModelFiles:
         """Rescans the disk."""
         if await asyncio.to_thread(self._store.scan):
             await asyncio.to_thread(self._on_models)
-            self._mesh.announce(replace(self._mesh.me, models=model_infos(self._store)))
+            self._announce_models()
+
+    def _announce_models(self) -> None:
+        models, projectors = model_infos(self._store), projector_infos(self._store)
+        self._mesh.announce(replace(self._mesh.me, models=models, projectors=projectors))
 
     async def _update_fetch(self) -> None:
         """Fetches the wanted model, and nothing else."""
@@ -111,6 +117,7 @@ class ModelFiles:
                 except ModelError as error:
                     self._emit(f"{error}; fetching it from the mesh instead")
             if model.fingerprint not in self._store.models:
+                await self._projector_from_peers(model)  # before the model, which is served once it is there
                 await self._from_peers(model)
             await self.look()
             if model.fingerprint in self._store.models:
@@ -124,6 +131,28 @@ class ModelFiles:
         finally:
             self._mesh.announce(replace(self._mesh.me, fetching={}))
             self._wake.set()
+
+    async def _projector_from_peers(self, model: ModelInfo) -> None:
+        """The nearest owner's, if any has one. A stage needs none, but may become the host later."""
+        present = self._mesh.membership.present()
+        known = [p for i in self._owners(model) if (p := present[i].projectors.get(model.fingerprint))]
+        name = file_name(model.name)
+        if not known or (models_folder() / name).exists():
+            return
+        projector, shown = known[0], f"the projector of {model.name}"
+
+        def owners() -> list[str]:
+            present = self._mesh.membership.present()
+            return [i for i in self._owners(model) if present[i].projectors.get(model.fingerprint) == projector]
+
+        def progress(done: int, total: int) -> None:
+            self._progress(f"fetching {shown} from the mesh: {100 * done // total}%")
+
+        wanted = ModelInfo(shown, projector.fingerprint, projector.size_bytes, 1)
+        try:
+            await Fetch(wanted, owners, self._open, progress, name).run()
+        except MeshLlmError as error:
+            self._emit(f"{error}; {model.name} will take no images here")
 
     async def _from_peers(self, model: ModelInfo) -> None:
         announced = 0.0
@@ -182,6 +211,12 @@ class ModelFiles:
 
 def model_infos(store: Store) -> tuple[ModelInfo, ...]:
     return tuple(model_info(model) for model in store.models.values())[:MAX_MODELS]
+
+
+def projector_infos(store: Store) -> dict[str, ProjectorInfo]:
+    """By the fingerprint of the model."""
+    models = list(store.models.items())[:MAX_MODELS]
+    return {f: ProjectorInfo(m.projector.fingerprint, m.projector.size_bytes) for f, m in models if m.projector}
 
 
 def model_info(model: Model) -> ModelInfo:

@@ -16,7 +16,7 @@ from meshllm import __version__
 from meshllm.api.routing import RequestInfo, find_model
 from meshllm.errors import MeshError, MeshLlmError
 from meshllm.mesh.announcement import MAX_ADDRESSES, MAX_MODELS, Announcement, ModelInfo, Role
-from meshllm.mesh.groups import Placement, StageStatus, has_model, within_reach
+from meshllm.mesh.groups import Placement, StageStatus, has_model, host_bytes, within_reach
 from meshllm.mesh.hello import Credentials
 from meshllm.mesh.known_meshes import KnownMesh, KnownMeshes
 from meshllm.mesh.mesh import Mesh
@@ -112,6 +112,7 @@ class Node:
             memory_bytes=worker.memory_bytes(),
             ggml_version=worker.ggml_version,
             models=worker.models,
+            projectors=worker.projectors,
             named=tuple(m.fingerprint for m in worker.named),
             wants=tuple(worker.named),
             fetches=worker.fetches,
@@ -268,7 +269,7 @@ class Node:
         if mine:
             me, present = self._mesh.me, self._mesh.membership.present()
             owners = [n for i, n in present.items() if i != self._self_id and has_model(n, mine.model)]
-            of_use = me.memory_bytes >= mine.need_bytes or (owners and within_reach(me, owners))
+            of_use = host_bytes(me, mine.model) >= mine.need_bytes or (owners and within_reach(me, owners))
             mine = mine if of_use else None
         self._files.want(mine.model if mine else None)
 

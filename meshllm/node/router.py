@@ -70,8 +70,11 @@ class Router:
     def served(self) -> list[Served]:
         """Every model that has a ready engine, by name."""
         found: dict[str, Served] = {}
-        for fingerprint, infos in self._infos(self._hosts()).items():
-            found[fingerprint] = Served(infos[0].name, fingerprint, infos[0].size_bytes, infos[0].n_layers)
+        hosts, present = self._hosts(), self._mesh.membership.present()
+        for fingerprint, infos in self._infos(hosts).items():
+            info = infos[0]
+            projector = any(fingerprint in present[i].projectors for i in hosts[fingerprint] if i in present)
+            found[fingerprint] = Served(info.name, fingerprint, info.size_bytes, info.n_layers, projector)
         return sorted(found.values(), key=lambda served: (served.name, served.fingerprint))
 
     async def acquire(self, info: RequestInfo, timeout_s: float, is_new: bool) -> Upstream | None:

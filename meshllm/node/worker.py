@@ -20,16 +20,16 @@ from meshllm.engine import (
     find_binaries,
     make_launch_spec,
 )
-from meshllm.engine.launch import StageAddress
+from meshllm.engine.launch import StageAddress, takes_projector
 from meshllm.errors import EngineError, MeshLlmError, NotOnDiskError
-from meshllm.mesh.announcement import ModelInfo
+from meshllm.mesh.announcement import ModelInfo, ProjectorInfo
 from meshllm.mesh.groups import Group
 from meshllm.mesh.mesh import Mesh
 from meshllm.models.download import can_be_had
 from meshllm.models.store import Model, Store, resolve
 from meshllm.models.transfer import Sharing
 from meshllm.node.drafts import Drafting
-from meshllm.node.files import ModelFiles, model_info, model_infos
+from meshllm.node.files import ModelFiles, model_info, model_infos, projector_infos
 
 RESERVE = 0.1  # of a device's memory, kept for the KV cache and compute buffers
 _PROBE_TIMEOUT_S = 15.0
@@ -63,7 +63,7 @@ class Worker:
         self._config = config
         self.emit, self._progress, self._log = emit, progress, log
         self._binaries = find_binaries(config.bin_dir)
-        self._store = Store(emit)
+        self._store = Store(emit, projectors=takes_projector(config.engine_args))
         self.named: list[ModelInfo] = []
         self.missing: dict[str, NotOnDiskError] = {}  # named by the user, and not on disk
         for name in config.models:
@@ -77,7 +77,7 @@ class Worker:
             self._add(resolve(None))
         self._drafting = Drafting(config.draft, config.draft_max)
         self._store.scan()
-        self.sharing = Sharing(lambda: self._store.models)
+        self.sharing = Sharing(lambda: self._store.shared)
         self._server: rpc.DeviceServer | None = None
         self.engine: Engine | None = None
 
@@ -94,6 +94,10 @@ class Worker:
     @property
     def models(self) -> tuple[ModelInfo, ...]:
         return model_infos(self._store)
+
+    @property
+    def projectors(self) -> dict[str, ProjectorInfo]:
+        return projector_infos(self._store)
 
     @property
     def fetches(self) -> bool:

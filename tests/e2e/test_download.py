@@ -18,6 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from support import adapters
 from support.cut import rewrite
 from support.processes import MESH_LLM, MeshLlm, free_port
 
@@ -148,6 +149,23 @@ def test_a_repository_and_its_usual_quantisation(hub: Hub, small: bytes) -> None
     assert "Bearer secret" in hub.tokens
     listed = download(None).stdout
     assert re.search(r"small-Q4_K_M +\S+ MB +yes", listed)
+
+
+def test_a_projector_comes_with_its_model_and_is_served(hub: Hub, small: bytes, tmp_path: Path) -> None:
+    projector = adapters.projector(tmp_path / "any.gguf", 576).read_bytes()
+    hub.files |= {"mmproj-F16.gguf": projector, "mmproj-BF16.gguf": projector[:500], "mmproj-F32.gguf": projector[:500]}
+    result = download(hub, REPOSITORY)
+    assert result.returncode == 0 and result.stdout.strip() == str(models_folder() / "small-Q4_K_M.gguf")
+    assert sorted(path.name for path in models_folder().glob("*.gguf")) == [
+        "mmproj-small-F16.gguf",
+        "small-Q4_K_M.gguf",
+    ]
+    assert (models_folder() / "mmproj-small-F16.gguf").read_bytes() == projector
+    listed = download(None).stdout
+    assert "mmproj" not in listed and re.search(r"small-Q4_K_M +\S+ MB +yes +yes", listed)
+    with MeshLlm("--model", "small", "--", "-c", "512", "-t", "1") as node:
+        served = node.ready().api.request("/v1/models")["data"][0]
+        assert served["id"] == "small-Q4_K_M" and "multimodal" in served["capabilities"]
 
 
 def test_a_connection_cut_in_the_middle_is_resumed(hub: Hub, small: bytes) -> None:

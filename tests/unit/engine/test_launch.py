@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from meshllm import rpc
 from meshllm.engine.binaries import Binaries
 from meshllm.engine.launch import Speculation, StageAddress, StageServer, make_launch_spec
 from meshllm.errors import EngineError
-from meshllm.models.store import Model, load_model
+from meshllm.models.store import Model, Projector, load_model
 
 BINARIES = Binaries(Path("/b/llama-server"), Path("/b/leash"), Path("/b/backend.so"))
 GB = 10**9
@@ -106,3 +107,18 @@ def test_speculation(loaded: Model, split_model: bool) -> None:
     assert value_of(draft, "--poll") == "0"
     on_gpu = make(loaded, *servers, speculation=Speculation(loaded, 7), host_device="CUDA0").command(Path("/s"))
     assert "--poll" not in on_gpu
+
+
+@pytest.mark.parametrize("split_model", [False, True])
+def test_the_projector_is_computed_on_the_host(loaded: Model, split_model: bool) -> None:
+    servers = (server("a", 1),) if split_model else ()
+    seeing = replace(loaded, projector=Projector("/m/mmproj-F16.gguf", 1000, "ab" * 32))
+    command = make(seeing, *servers).command(Path("/s"))
+    assert value_of(command, "--mmproj") == "/m/mmproj-F16.gguf"
+    assert ("--mmproj-device" in command) is split_model
+    if split_model:
+        assert value_of(command, "--mmproj-device") == "HOST"
+        assert value_of(make(loaded, *servers).command(Path("/s")), "--mmproj-device") == "HOST"  # for the user's own
+    assert "--mmproj" not in make(seeing, *servers, extra_args=("--no-mmproj",)).command(Path("/s"))
+    config = orjson.loads(make(seeing, *servers).backend_config(Path("/c")))
+    assert config["model"]["files"] == list(loaded.files)  # a stage needs no projector

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshllm.mesh import groups as plan
-from meshllm.mesh.announcement import Announcement, ModelInfo, Role, Serving
+from meshllm.mesh.announcement import Announcement, ModelInfo, ProjectorInfo, Role, Serving
 from meshllm.mesh.groups import MAX_RTT_MS, Placement, StageStatus, needed_bytes
 from meshllm.mesh.placement import place_models
 
@@ -52,6 +52,18 @@ def test_split_is_by_memory_and_the_host_has_most() -> None:
     assert [round(s, 2) for s in group.shares] == [0.33, 0.67]
     by_hand = place_model(model, view(nodes[0], replace(nodes[1], tensor_split=(1.0, 3.0)))).groups[0]
     assert by_hand.shares == (0.25, 0.75)
+
+
+def test_the_host_needs_memory_for_its_projector_too() -> None:
+    projectors = {BIG.fingerprint: ProjectorInfo("ef" * 32, 2 * GB)}
+    assert place_model(BIG, view(node(1, 56))).groups
+    waiting = place_model(BIG, view(node(1, 56, projectors=projectors)))
+    assert not waiting.groups and waiting.have_bytes == round(53.8 * GB)
+    group = place_model(BIG, view(node(1, 56, projectors=projectors), node(2, 10, {1: 1.0}))).groups[0]
+    assert (group.host, group.stages) == (node_id(1), (node_id(2),))
+    assert [round(share, 3) for share in group.shares] == [0.157, 0.843]  # 10 and 53.8
+    blind = place_model(BIG, view(node(1, 56, projectors=projectors), node(2, 56, {1: 1.0})))
+    assert [g.host for g in blind.groups] == [node_id(2)]
 
 
 def test_two_nodes_with_a_small_model_are_two_servers() -> None:

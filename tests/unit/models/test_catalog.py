@@ -18,12 +18,20 @@ def test_every_name_means_one_model() -> None:
 
 def test_every_entry_can_be_downloaded() -> None:
     for entry in CATALOG.entries:
-        assert bool(entry.repository) != bool(entry.package) and entry.files and entry.licence, entry.name
+        assert bool(entry.repository) != bool(entry.package) and entry.licence, entry.name
+        assert bool(entry.files) != entry.unchecked, entry.name
         assert all(name.endswith(".gguf") for name in entry.files)
-        assert len(entry.files) == 1 or all(re.search(r"-\d{5}-of-\d{5}\.gguf$", name) for name in entry.files)
+        assert len(entry.files) <= 1 or all(re.search(r"-\d{5}-of-\d{5}\.gguf$", name) for name in entry.files)
         assert entry.quantisation.lower() == quantisation_of(entry.name), entry.name
         assert entry.min_memory_bytes > entry.size_bytes > 0
     assert sum(entry.default for entry in CATALOG.entries) == 1
+
+
+def test_models_of_2026_may_have_a_projector_or_predict_by_themselves() -> None:
+    unchecked = [entry for entry in CATALOG.entries if entry.unchecked]
+    assert len(unchecked) >= 25
+    assert any(entry.projector for entry in unchecked) and any(entry.mtp for entry in unchecked)
+    assert not any(entry.package for entry in unchecked)
 
 
 def test_drafts_are_smaller_models_of_the_catalog() -> None:

@@ -37,6 +37,7 @@ def test_what_is_no_model_of_its_own(folder: Path) -> None:
     first = touch(folder / "Big-00001-of-00002.gguf")
     touch(folder / "Big-00002-of-00002.gguf")
     touch(folder / "mmproj-Big-f16.gguf")
+    touch(folder / "Big.mmproj-Q8_0.gguf")
     touch(folder / ".partial" / "C.gguf")
     touch(folder / "notes.txt")
     assert list(find_models())[:-1] == ["Big"] and find_models()["Big"] == first

@@ -10,13 +10,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support import adapters
 from support.cut import rewrite
 from support.processes import smollm2
 
+from meshllm import rpc
 from meshllm.errors import MeshLlmError, ModelError, ProtocolError, TransportError
 from meshllm.mesh.announcement import ModelInfo
 from meshllm.models import partial, pieces, transfer
-from meshllm.models.store import Model, load_model
+from meshllm.models.store import Model, Projector, load_model
 from meshllm.models.transfer import Fetch, Sharing
 from meshllm.paths import partial_folder
 from meshllm.quic.framing import read_framed, write_framed
@@ -261,3 +263,20 @@ def test_a_hostile_question_gets_an_error(parts: Model, question: bytes) -> None
 
     answer = asyncio.run(ask())
     assert answer is not None and answer.startswith(b'{"error"')
+
+
+def test_a_projector_gets_the_name_of_its_model(tmp_path: Path) -> None:
+    source = adapters.projector(tmp_path / "mmproj-F16.gguf", 576)
+    fingerprint = rpc.fingerprint([str(source)]).hex()
+    projector = Projector(str(source), source.stat().st_size, fingerprint)
+
+    async def fetch() -> None:
+        peers = Peers(load_model(smollm2()), "peer")
+        peers._sharing = Sharing(lambda: {fingerprint: projector})
+        info = ModelInfo("its projector", fingerprint, projector.size_bytes, 1)
+        await Fetch(info, lambda: peers.ids, peers.open, peers._note, "mmproj-A.gguf").run()
+        await asyncio.gather(*peers._tasks)
+
+    asyncio.run(fetch())
+    assert (tmp_path / "models" / "mmproj-A.gguf").read_bytes() == source.read_bytes()
+    assert [path.name for path in (tmp_path / "models").glob("*.gguf")] == ["mmproj-A.gguf"]

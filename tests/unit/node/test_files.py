@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytest
 
 from meshllm.errors import ModelError
-from meshllm.mesh.announcement import Announcement, ModelInfo
+from meshllm.mesh.announcement import Announcement, ModelInfo, ProjectorInfo
 from meshllm.node import files as module
 from meshllm.node.files import ModelFiles
 
@@ -23,13 +23,14 @@ MODEL = ModelInfo("m", "f" * 64, 1000, 4)
 
 @dataclass
 class FakeMesh:
-    """One peer that has the model."""
+    """One peer that has the model, with these projectors."""
 
     me: Announcement = field(default_factory=lambda: Announcement(ME, 1, fetches=True))
+    projectors: dict[str, ProjectorInfo] = field(default_factory=dict)
 
     @property
     def membership(self) -> Any:
-        peer = Announcement(PEER, 1, models=(MODEL,))
+        peer = Announcement(PEER, 1, models=(MODEL,), projectors=self.projectors)
         return SimpleNamespace(present=lambda: {ME: self.me, PEER: peer})
 
     def announce(self, me: Announcement) -> None:
@@ -95,3 +96,41 @@ def test_a_fault_of_ours_in_fetching_ends_neither_the_node_nor_later_stops(
         mesh, _lines = asyncio.run(fetched(monkeypatch, fail))
     assert mesh.me.cannot_fetch == (MODEL.fingerprint,) and mesh.me.fetching == {}
     assert "a fault of ours" in caplog.text and "Traceback" in caplog.text
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_projector_is_fetched_before_the_model(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+    """A model without it is better than none."""
+    asked: list[tuple[str, str, list[str]]] = []
+    done = asyncio.Event()
+
+    class Fetch:
+        def __init__(self, model: ModelInfo, owners: Callable[[], list[str]], *rest: Any) -> None:
+            self._model = model
+            asked.append((model.fingerprint, rest[2] if len(rest) > 2 else "", owners()))
+
+        async def run(self) -> None:
+            if self._model is MODEL:
+                done.set()
+            elif fails:
+                raise ModelError("no space")
+
+    monkeypatch.setattr(module, "Fetch", Fetch)
+    monkeypatch.setattr(module, "tidy", lambda: None)
+    monkeypatch.setattr(module, "can_be_had", lambda _name: False)
+    lines: list[str] = []
+
+    async def fetch() -> None:
+        mesh: Any = FakeMesh(projectors={MODEL.fingerprint: ProjectorInfo("e" * 64, 100)})
+        store: Any = FakeStore()
+        files = ModelFiles(mesh, store, Path("/leash"), lambda: None, lines.append, lambda _text: None)
+        running = asyncio.create_task(files.run())
+        files.want(MODEL)
+        async with asyncio.timeout(5):
+            await done.wait()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(fetch())
+    assert asked == [("e" * 64, "mmproj-m.gguf", [PEER]), (MODEL.fingerprint, "", [PEER])]
+    assert lines == (["no space; m will take no images here"] if fails else [])

@@ -14,7 +14,7 @@ import pytest
 from meshllm.api.proxy import MODEL_HEADER
 from meshllm.api.routing import Load, RequestInfo
 from meshllm.errors import UnknownModelError
-from meshllm.mesh.announcement import Announcement, ModelInfo, Serving
+from meshllm.mesh.announcement import Announcement, ModelInfo, ProjectorInfo, Serving
 from meshllm.mesh.groups import Group, Placement, StageStatus
 from meshllm.node.router import LocalTarget, Router
 from meshllm.quic.transport import StreamKind
@@ -156,6 +156,9 @@ def test_what_is_served_is_listed_once_under_its_first_name() -> None:
     served = make(mesh).served()
     assert [(s.name, s.fingerprint, s.n_layers) for s in served] == [("also-Q4_0", SMALL.fingerprint, 8)]
     assert where(make(mesh), "small") == where(make(mesh), "also")
+    assert [s.has_projector for s in served] == [False]
+    mesh.others[FAR] = replace(mesh.others[FAR], projectors={SMALL.fingerprint: ProjectorInfo("f" * 64, 1000)})
+    assert [s.has_projector for s in make(mesh).served()] == [True]
 
 
 def test_other_nodes_reach_the_engine_here_and_nothing_beyond() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import adapters
 from support.processes import smollm2
 
 from meshllm import rpc
@@ -67,6 +68,16 @@ def test_the_device_that_the_user_names() -> None:
 def test_without_a_gpu_the_processor_is_lent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rpc, "list_devices", lambda: DEVICES[2:])
     assert make().device_name() == "A processor"
+
+
+def test_a_projector_is_announced_and_shared_unless_it_is_switched_off(folder: Path) -> None:
+    path = adapters.projector(folder / "mmproj-A-F16.gguf", 576)
+    worker = make()
+    fingerprint = worker.named[0].fingerprint
+    projector = worker.projectors[fingerprint]
+    assert projector.size_bytes == path.stat().st_size
+    assert set(worker.sharing._models()) == {fingerprint, projector.fingerprint}
+    assert make(engine_args=("--no-mmproj",)).projectors == {}
 
 
 def test_models_are_named_in_the_users_order_and_once() -> None:

@@ -1,0 +1,36 @@
+"""What a node tells all others, and what it cannot have told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from meshllm.errors import ProtocolError
+from meshllm.mesh.announcement import Announcement, ModelInfo, ProjectorInfo, decode_announcement
+
+MODEL = ModelInfo("m", "ab" * 32, 1000, 4)
+SEEING = Announcement("a" * 64, 1, models=(MODEL,), projectors={MODEL.fingerprint: ProjectorInfo("cd" * 32, 100)})
+
+
+def test_projectors_arrive_as_they_were_sent() -> None:
+    assert decode_announcement(SEEING.encode()) == SEEING
+    older = {key: value for key, value in SEEING.encode().items() if key != "proj"}
+    assert decode_announcement(older).projectors == {}
+
+
+@pytest.mark.parametrize(
+    "projectors",
+    [
+        [],
+        {"short": ["cd" * 32, 100]},
+        {"ab" * 32: ["../../etc/passwd", 100]},
+        {"ab" * 32: ["cd" * 32, 0]},
+        {"ab" * 32: ["cd" * 32, True]},
+        {"ab" * 32: ["cd" * 32]},
+        {"ab" * 32: None},
+    ],
+)
+def test_projectors_that_nobody_has(projectors: Any) -> None:
+    with pytest.raises(ProtocolError):
+        decode_announcement(SEEING.encode() | {"proj": projectors})
