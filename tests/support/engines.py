@@ -6,9 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import orjson
 
 from meshllm import rpc
 from meshllm.engine.binaries import find_binaries
@@ -73,8 +70,3 @@ def plain_and_split(model: Path, folder: Path, options: Sequence[str] = ()) -> I
         alone = stack.enter_context(engine(model, folder, options))
         addresses = [server.address for server in servers]
         yield alone, stack.enter_context(engine(model, folder, options, addresses, (1, 1, 1)))
-
-
-def tokens(engine: Engine, prompt: str, n_predict: int = 32, **options: Any) -> list[int]:
-    answer = engine.api.complete(prompt, n_predict, return_tokens=True, **options)
-    return list(orjson.loads(orjson.dumps(answer["tokens"])))

@@ -1,0 +1,106 @@
+"""llama-server's features over two stages and the host: each answers as llama-server does alone."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.engines import Engine, plain_and_split
+from support.processes import ENGINE
+
+WORDS = "Rome was not built in a day, and the people who built it were not always of one mind about the plan. "
+RECURRENT = ("qwen35-dense", "qwen3next-moe", "falcon-h1-dense", "mamba2-dense")
+OTHERS = ("gemma3-dense", "gpt-oss-moe", "glm-dsa-moe", "deepseek2-moe")
+# What a stage does not compute: indices that pass through floats, which it cannot check. llama.cpp's loader also asks
+# for a rotation of 0 dimensions, to choose where the factors lie.
+LEFT_TO_HOST = ("CPY ' (copy)'", "CPY 'indexer_top_k", "ROPE ''")
+
+
+def ask(engine: Engine, prompt: Any, n_predict: int = 16, **options: Any) -> dict[str, Any]:
+    """Greedy: the tokens, their three likeliest rivals, and how much of the prompt was computed."""
+    options = {"cache_prompt": True, "return_tokens": True, "n_probs": 3} | options
+    answer = engine.api.complete(prompt, n_predict, **options)
+    likeliest = [[rival["id"] for rival in token["top_logprobs"]] for token in answer["completion_probabilities"]]
+    return {"tokens": answer["tokens"], "likeliest": likeliest, "computed": answer["timings"]["prompt_n"]}
+
+
+def test_a_full_context_is_shifted(model: Path, tmp_path: Path) -> None:
+    with plain_and_split(model, tmp_path, ["-c", "256", "-np", "1", "--context-shift"]) as engines:
+        alone, split = (ask(engine, "Count: 1 2 3", 300) for engine in engines)
+    assert len(split["tokens"]) == 300 and split == alone
+
+
+def test_parts_of_a_changed_prompt_are_reused(model: Path, tmp_path: Path) -> None:
+    with plain_and_split(model, tmp_path, ["-np", "1", "--cache-reuse", "16"]) as engines:
+        for engine in engines:
+            ask(engine, "Preamble. " + WORDS * 5)
+        alone, split = (ask(engine, "Another preamble! " + WORDS * 5) for engine in engines)
+    assert split == alone and split["computed"] < 130
+
+
+def test_a_conversation_comes_back_from_memory_and_from_a_file(model: Path, tmp_path: Path) -> None:
+    first, other = "First. " + WORDS * 4, "Zebra. " + "The sun is hot. " * 20
+    options = ["-np", "1", "--cache-ram", "500", "--slot-save-path", f"{tmp_path}/"]
+    with plain_and_split(model, tmp_path, options) as engines:
+        answers: list[list[dict[str, Any]]] = []
+        for i, engine in enumerate(engines):
+            answers.append([ask(engine, prompt) for prompt in (first, other, first)])
+            engine.api.request("/slots/0?action=save", {"filename": f"slot{i}"})
+            engine.api.request("/slots/0?action=erase", {})
+            engine.api.request("/slots/0?action=restore", {"filename": f"slot{1 - i if i else 0}"})
+            answers[-1].append(ask(engine, first))
+    assert answers[0] == answers[1]
+    assert [answer["computed"] for answer in answers[1][2:]] == [1, 1]
+
+
+@pytest.mark.parametrize("options", [("-ctk", "q8_0", "-ctv", "q8_0", "-fa", "on"), ("-fa", "off", "-ctk", "q4_0")])
+def test_types_of_the_kv_cache(model: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
+    with plain_and_split(model, tmp_path, options) as engines:
+        alone, split = (ask(engine, WORDS * 2) for engine in engines)
+    assert split == alone
+
+
+def test_several_answers_and_a_grammar(model: Path, tmp_path: Path) -> None:
+    body = {"messages": [{"role": "user", "content": "Say a number"}], "max_tokens": 12, "seed": 5}
+    with plain_and_split(model, tmp_path, ["-np", "4"]) as engines:
+        several, numbers = [], []
+        for engine in engines:
+            answer = engine.api.request("/v1/chat/completions", body | {"n": 3, "temperature": 1})
+            several.append([choice["message"]["content"] for choice in answer["choices"]])
+            answer = engine.api.request("/v1/chat/completions", body | {"grammar": "root ::= [0-9]+ [.]"})
+            numbers.append(answer["choices"][0]["message"]["content"])
+    assert len(several[1]) == 3 and several[0] == several[1]
+    assert numbers[1][0].isdigit() and numbers[0] == numbers[1]
+
+
+@pytest.fixture(scope="module")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights in two layers, written by llama.cpp's test of architectures."""
+    folder = tmp_path_factory.mktemp("tiny")
+    names = "|".join(name.rsplit("-", 1)[0] for name in RECURRENT + OTHERS)
+    subprocess.run([ENGINE / "test-archs", "-o", folder, "-s", "1", "-a", f"({names})"], check=True, timeout=120)
+    return folder
+
+
+@pytest.mark.parametrize("name", RECURRENT + OTHERS)
+def test_a_conversation_goes_on_is_regenerated_and_trimmed(tiny_models: Path, tmp_path: Path, name: str) -> None:
+    """A recurrent state cannot be trimmed: llama-server goes back to a checkpoint of it."""
+    numbers = random.Random(1)
+    prompt = [numbers.randrange(4, 128) for _ in range(80)]
+    prompts = (prompt, prompt, [*prompt, 5, 6, 7, 9, 11], [*prompt[:40], 9, 8, 7], prompt[::-1])
+    options = ["-c", "1024", "-np", "1", "-ub", "32", "--ctx-checkpoints", "32"]
+    with plain_and_split(tiny_models / f"{name}.gguf", tmp_path, options) as engines:
+        alone, split = ([ask(engine, each) for each in prompts] for engine in engines)
+        engine = engines[1]
+        waits = engine.waits()
+        engine.api.complete(prompt[:9], 60)
+        waits = engine.waits() - waits
+        lines = engine.process.output().splitlines()
+    assert split == alone
+    assert split[1]["computed"] <= 4  # regenerated: the state came back
+    assert waits < 2 * 60  # one a token, and those of the checkpoints
+    left = [line for line in lines if "leaves to the host" in line]
+    assert not [line for line in left if not any(known in line for known in LEFT_TO_HOST)]
