@@ -14,9 +14,7 @@ from support.processes import ENGINE
 WORDS = "Rome was not built in a day, and the people who built it were not always of one mind about the plan. "
 RECURRENT = ("qwen35-dense", "qwen3next-moe", "falcon-h1-dense", "mamba2-dense")
 OTHERS = ("gemma3-dense", "gpt-oss-moe", "glm-dsa-moe", "deepseek2-moe")
-# What a stage does not compute: indices that pass through floats, which it cannot check. llama.cpp's loader also asks
-# for a rotation of 0 dimensions, to choose where the factors lie.
-LEFT_TO_HOST = ("CPY ' (copy)'", "CPY 'indexer_top_k", "ROPE ''")
+ASKED_BY_LOADER = "ROPE ''"  # a rotation of 0 dimensions, to choose where its factors lie
 
 
 def ask(engine: Engine, prompt: Any, n_predict: int = 16, **options: Any) -> dict[str, Any]:
@@ -76,6 +74,38 @@ def test_several_answers_and_a_grammar(model: Path, tmp_path: Path) -> None:
     assert numbers[1][0].isdigit() and numbers[0] == numbers[1]
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("deepseek2-moe", ("--cpu-moe",)),
+        ("deepseek2-moe", ("--n-cpu-moe", "1")),
+        ("qwen3next-moe", ("-ot", "ffn_.*_exps=CPU")),
+        ("gemma3-dense", ("--swa-full",)),
+        ("gemma3-dense", ("-kvu", "-np", "4")),
+        ("gpt-oss-moe", ("--no-kv-offload", "-fa", "off")),
+        ("deepseek2-moe", ("--spec-type", "ngram-mod")),
+        ("gemma3-dense", ("--spec-default",)),
+        ("qwen35-dense", ("--spec-type", "ngram-cache")),
+        ("gemma3-dense", ("--rope-scaling", "yarn", "--rope-scale", "2")),
+        ("gemma3-dense", ("--backend-sampling",)),
+    ],
+)
+def test_where_tensors_lie_and_what_is_guessed(
+    tiny_models: Path, tmp_path: Path, name: str, options: tuple[str, ...]
+) -> None:
+    prompt = [5, 9, 17, 33, 65, 9, 17, 33, 65, 9, 17]
+    with plain_and_split(tiny_models / f"{name}.gguf", tmp_path, ["-c", "512", *options]) as engines:
+        alone, split = (engine.api.complete(prompt, 40, return_tokens=True)["tokens"] for engine in engines)
+    assert len(split) == 40 and split == alone
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_embeddings(model: Path, tmp_path: Path, pooling: str) -> None:
+    with plain_and_split(model, tmp_path, ["--embedding", "--pooling", pooling]) as engines:
+        alone, split = (engine.api.request("/v1/embeddings", {"input": WORDS})["data"] for engine in engines)
+    assert split[0]["embedding"] == pytest.approx(alone[0]["embedding"], abs=1e-5)
+
+
 @pytest.fixture(scope="module")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights in two layers, written by llama.cpp's test of architectures."""
@@ -102,5 +132,4 @@ def test_a_conversation_goes_on_is_regenerated_and_trimmed(tiny_models: Path, tm
     assert split == alone
     assert split[1]["computed"] <= 4  # regenerated: the state came back
     assert waits < 2 * 60  # one a token, and those of the checkpoints
-    left = [line for line in lines if "leaves to the host" in line]
-    assert not [line for line in left if not any(known in line for known in LEFT_TO_HOST)]
+    assert not [line for line in lines if "leaves to the host" in line and ASKED_BY_LOADER not in line]
