@@ -23,7 +23,7 @@ FAMILIES = {
 
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    with two_stages(tmp_path_factory.mktemp("archs")) as environment:
+    with two_stages(tmp_path_factory.mktemp("archs")) as (environment, _):
         yield environment
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.archs import two_stages
 from support.engines import Engine, plain_and_split
 from support.processes import ENGINE
 
@@ -113,6 +114,39 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     names = "|".join(name.rsplit("-", 1)[0] for name in RECURRENT + OTHERS)
     subprocess.run([ENGINE / "test-archs", "-o", folder, "-s", "1", "-a", f"({names})"], check=True, timeout=120)
     return folder
+
+
+@pytest.mark.parametrize("name", RECURRENT + OTHERS)
+def test_a_state_is_saved_and_loaded(tiny_models: Path, tmp_path: Path, name: str) -> None:
+    run_over_stages("test-save-load-state", tiny_models / f"{name}.gguf", tmp_path)
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_a_recurrent_state_is_rolled_back(tiny_models: Path, tmp_path: Path, name: str) -> None:
+    run_over_stages("test-recurrent-state-rollback", tiny_models / f"{name}.gguf", tmp_path)
+
+
+def test_a_state_comes_back_into_a_fragmented_cache(model: Path, tmp_path: Path) -> None:
+    run_over_stages("test-state-restore-fragmented", model, tmp_path)
+
+
+def test_threads_share_the_stages(model: Path, tmp_path: Path) -> None:
+    """A model on each device alone, and one over all, with four contexts each, at once."""
+    run_over_stages(
+        "test-thread-safety", model, tmp_path, "-ub", "32", "-np", "4", "-t", "1", "-n", "16", "-p", "The meaning of"
+    )
+
+
+def run_over_stages(test: str, model: Path, folder: Path, *options: str) -> None:
+    over = ("--device", "STAGE0,STAGE1,HOST", "-ngl", "99", "--tensor-split", "1,1,1", "-c", "256")
+    command = [str(ENGINE / test), "--model", str(model), *over, *options]
+    with two_stages(folder) as (environment, stages):
+        done = subprocess.run(
+            command, env=environment, cwd=folder, capture_output=True, text=True, timeout=120, check=False
+        )
+        computed = [stage.counters()["graphs_computed"] for stage in stages]
+    assert done.returncode == 0 and "is lost" not in done.stderr, (done.stdout + done.stderr)[-3000:]
+    assert all(computed)
 
 
 @pytest.mark.parametrize("name", RECURRENT + OTHERS)

@@ -17,17 +17,17 @@ from support.processes import ENGINE, backend_environment
 
 
 @contextmanager
-def two_stages(folder: Path) -> Iterator[dict[str, str]]:
-    """The environment of a host with two stages."""
+def two_stages(folder: Path) -> Iterator[tuple[dict[str, str], list[rpc.DeviceServer]]]:
+    """The environment of a host with two stages, and the stages."""
     with ExitStack() as stack:
-        stages = []
-        for i in range(2):
-            server = rpc.DeviceServer("127.0.0.1:0", threads=1)
+        servers = [rpc.DeviceServer("127.0.0.1:0", threads=1) for _ in range(2)]
+        for server in servers:
             stack.callback(server.stop)
-            stages.append({"name": f"s{i}", "address": server.address, "peer_address": server.address})
+        addresses = [server.address for server in servers]
+        stages = [{"name": f"s{i}", "address": at, "peer_address": at} for i, at in enumerate(addresses)]
         config = folder / "backend.json"
         config.write_text(json.dumps({"stages": stages, "host_device": "CPU"}))
-        yield os.environ | backend_environment(config)
+        yield os.environ | backend_environment(config), servers
 
 
 def compare(
@@ -41,7 +41,7 @@ def compare(
 
 def main(regex: str = ".*", seed: str = "1") -> int:
     failed = False
-    with tempfile.TemporaryDirectory(prefix="mesh-archs-") as folder, two_stages(Path(folder)) as environment:
+    with tempfile.TemporaryDirectory(prefix="mesh-archs-") as folder, two_stages(Path(folder)) as (environment, _):
         for ring in (False, True):
             print("== two stages and the host" if ring else "== one stage", flush=True)
             failed |= compare(environment, regex, ring=ring, seed=seed).returncode != 0
