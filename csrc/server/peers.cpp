@@ -3,6 +3,7 @@
 #include "channel/handshake.h"
 
 #include <chrono>
+#include <thread>
 
 namespace meshllm::server {
 
@@ -13,6 +14,22 @@ constexpr uint64_t max_waiting_bytes = 256 << 20;
 constexpr size_t max_waiting_transfers = 4096;
 constexpr double connect_timeout_s = 5;
 constexpr std::chrono::seconds linger(2);
+constexpr std::chrono::milliseconds retry(50);
+
+/// Our node makes a Unix socket for each stage that it has heard of, which may be moments after the host has.
+channel::Stream connect_to_peer(const std::string & address) {
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::duration<double>(connect_timeout_s);
+    for (;;) {
+        try {
+            return channel::Stream::connect(address, connect_timeout_s);
+        } catch (const channel::TransportError &) {
+            if (address.rfind("unix:", 0) != 0 || std::chrono::steady_clock::now() > deadline) {
+                throw;
+            }
+        }
+        std::this_thread::sleep_for(retry);
+    }
+}
 
 } // namespace
 
@@ -69,7 +86,7 @@ void Mailbox::close() {
 }
 
 PeerLink::PeerLink(const std::string & address, const wire::Key & session_key, Counters & counters)
-    : stream_(channel::Stream::connect(address, connect_timeout_s)), counters_(counters) {
+    : stream_(connect_to_peer(address)), counters_(counters) {
     stream_.set_read_timeout(connect_timeout_s);
     if (!channel::stock_hello(stream_)) {
         throw ProtocolError("the peer " + address + " has no mesh extensions");

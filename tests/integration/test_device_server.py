@@ -187,6 +187,34 @@ def test_unix_socket(model: Path, tmp_path_factory: pytest.TempPathFactory) -> N
     assert not path.exists()
 
 
+def test_a_stage_waits_for_the_way_to_the_next(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A node may hear of the next stage, and make the socket that leads to it, later than the host does."""
+    folder = tmp_path_factory.mktemp("s")
+    servers = [rpc.DeviceServer(f"unix:{folder}/{name}.sock", threads=1) for name in "ab"]
+    try:
+        with contextlib.ExitStack() as stack:
+            a, b = (stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in servers)
+            for s, name in ((a, "a"), (b, "b")):
+                s.settimeout(20)
+                s.connect(f"{folder}/{name}.sock")
+                s.sendall(mesh_hello())
+            b.recv(8 + 28, socket.MSG_WAITALL)
+            key = b.recv(1024)[8 + 2 + 1 + len(rpc.ggml_version()) :][:16]
+            a.recv(8 + 28, socket.MSG_WAITALL)
+            a.recv(1024)
+            address = b"unix:peer-b.sock"
+            a.sendall(frame(71, struct.pack("<I", 0) + key + bytes([len(address)]) + address))
+            a.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                a.recv(9)
+            a.settimeout(20)
+            (folder / "peer-b.sock").symlink_to(folder / "b.sock")
+            assert a.recv(9, socket.MSG_WAITALL) == struct.pack("<QB", 1, 1)  # else the host relays
+    finally:
+        for server in servers:
+            server.stop()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_ends_cleanly(number: signal.Signals) -> None:
     with DeviceServer() as server:
