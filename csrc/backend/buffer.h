@@ -16,8 +16,11 @@ namespace meshllm::backend {
 /// rule).
 using AllocKey = std::array<uint64_t, 2 + 2 * wire::n_dims + wire::n_op_params + wire::n_srcs>;
 
+struct Ring;
+
 /// One stage: its link and everything that depends on it. Lives as long as the process.
 struct Stage {
+    Ring * ring;
     std::shared_ptr<StageLink> link;
     std::unique_ptr<GraphCache> graphs;
     const Weights * weights = nullptr;
@@ -29,6 +32,15 @@ struct Stage {
     ggml_backend_buffer_type buffer_type{};
     ggml_backend_device device{};
     std::string name, description;
+};
+
+/// All stages of this process, in order. Lives as long as they do.
+struct Ring {
+    std::vector<Stage *> stages;
+
+    bool lost() const;
+    /// Whether a stage has refused a graph since this was last asked; all stages have recovered then.
+    bool take_refusal();
 };
 
 struct BufferContext {

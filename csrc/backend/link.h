@@ -33,6 +33,8 @@ class StageLink : public wire::AddressMap {
     uint32_t graph_slots() const { return server_.graph_slots; }
     bool has_model(const wire::Fingerprint & fingerprint) const;
     bool lost() const { return lost_; }
+    /// A reply was refused since the last recover(): it has arrived as zeros.
+    bool refused() const { return refused_; }
     StageCounters & counters() { return counters_; }
     std::recursive_mutex & mutex() { return mutex_; }
 
@@ -46,6 +48,8 @@ class StageLink : public wire::AddressMap {
     void send(wire::Command command, wire::ByteView head, wire::ByteView body = {});
     /// Hands all gathered frames to the kernel.
     void flush();
+    /// The stage computes again: what it has refused, or would have computed from that, has failed.
+    void recover();
     /// A command whose reply of exactly `size` bytes goes to `out` by the next wait().
     void request_into(wire::Command command, wire::ByteView payload, void * out, size_t size);
     /// Waits for all replies that were requested.
@@ -76,6 +80,7 @@ class StageLink : public wire::AddressMap {
     void exchange(wire::ByteView & out, bool until_replied, uint64_t ticket);
     void read_replies();
     void begin_reply();
+    void end_error();
 
     const std::string label_;
     const StageConfig config_;
@@ -83,7 +88,7 @@ class StageLink : public wire::AddressMap {
     StageCounters & counters_;
     std::recursive_mutex mutex_;
     std::optional<channel::Stream> stream_;
-    bool lost_ = false;
+    bool lost_ = false, refused_ = false;
     channel::ServerInfo server_;
 
     wire::Bytes out_; // gathered frames
@@ -92,6 +97,7 @@ class StageLink : public wire::AddressMap {
     uint8_t head_[sizeof(uint64_t)]; // of the reply being read
     size_t head_have_ = 0, body_have_ = 0;
     std::optional<wire::Bytes> error_; // text of an error reply being read
+    bool error_refuses_ = false;       // it is a refusal
     mutable std::unordered_map<uint64_t, uint64_t> bases_;
 };
 

@@ -60,7 +60,8 @@ std::unique_ptr<Stage> connect_stage(Mesh & mesh, size_t index) {
     }
     stage->description = config.name + ": " + stage->link->device().description;
     make_stage_device(*stage, &mesh.reg);
-    mesh.host.links.push_back(stage->link.get());
+    stage->ring = &mesh.host.ring;
+    mesh.host.ring.stages.push_back(stage.get());
     return stage;
 }
 

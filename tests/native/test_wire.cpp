@@ -140,7 +140,7 @@ void test_structures() {
 void test_commands() {
     for (int number = 0; number < 256; number++) {
         const auto command = static_cast<wire::Command>(number);
-        const bool exists = number <= 17 || (number >= 64 && number <= 76);
+        const bool exists = number <= 17 || (number >= 64 && number <= 78);
         const std::string name = "command " + std::to_string(number);
         check(wire::max_payload(command).has_value() == exists, name + " exists, or does not");
         check(exists || !wire::has_reply(command), name + " does not exist and has no reply");
