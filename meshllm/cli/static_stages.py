@@ -29,7 +29,7 @@ class _StaticStages:
         self._engine = engine
         model = engine.spec.model
         projector = engine.spec.projector is not None
-        self._model = Served(model.name, model.fingerprint().hex(), model.size_bytes, model.n_layers, projector)
+        self._model = Served(model.name, model.fingerprint().hex(), model.size_bytes, model.n_trunk, projector)
         self._load = Load(time.monotonic)
         self.latencies = Latencies()
 

@@ -11,6 +11,7 @@ import orjson
 from meshllm import rpc
 from meshllm.engine.binaries import Binaries
 from meshllm.engine.layers import assign_layers, tensor_split
+from meshllm.engine.speculation import Speculation, chosen_by_user, suits_stages
 from meshllm.errors import EngineError
 from meshllm.mesh.engine_status import EngineStage, StageCounters
 from meshllm.models.store import Model, Projector
@@ -20,9 +21,9 @@ _STAGE_OPTIONS = ("-ngl", "999", "--fit", "off", "--cache-ram", "0", "--ctx-chec
 # By default llama-server gives the projector, also one that the user names, to its first device, a stage: weights and
 # images would cross the network, and convolutions, which stages do not compute, would come back.
 _PROJECTOR_ON_HOST = ("--mmproj-device", "HOST")
+# A draft model would be spread over all devices; on the host, guessing costs no round trip.
+_DRAFT_ON_HOST = ("--spec-draft-device", "HOST")
 _NO_PROJECTOR = ("--no-mmproj", "--no-mmproj-auto")  # llama-server itself heeds them only with -hf
-
-_NGRAM = 4  # tokens that must repeat before their continuation is guessed
 
 
 @dataclass(frozen=True)
@@ -70,24 +71,6 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Speculation:
-    """Guesses tokens that the model verifies in one batch: by a `draft` model on the host, or by n-grams if None."""
-
-    draft: Model | None
-    n_max: int  # tokens guessed at a time
-
-    def arguments(self, host_only: bool, on_cpu: bool) -> list[str]:
-        if self.draft is None:
-            sizes = ["--spec-ngram-simple-size-n", str(_NGRAM), "--spec-ngram-simple-size-m", str(self.n_max)]
-            return ["--spec-type", "ngram-simple", *sizes]
-        args = ["--spec-type", "draft-simple", "--spec-draft-model", self.draft.files[0]]
-        args += ["--spec-draft-n-max", str(self.n_max)]
-        if on_cpu:
-            args += ["--poll", "0"]  # spinning threads of one model would take the other's cores
-        return args + (["--spec-draft-device", "HOST"] if host_only else [])
-
-
-@dataclass(frozen=True)
 class LaunchSpec:
     model: Model
     binaries: Binaries
@@ -110,11 +93,11 @@ class LaunchSpec:
             devices = [*(f"STAGE{i}" for i in range(len(self.stages))), "HOST"]
             layers = [*(stage.n_layers for stage in self.stages), self.host_layers]
             args += ["--device", ",".join(devices), "--tensor-split", tensor_split(layers), *_STAGE_OPTIONS]
-            args += _PROJECTOR_ON_HOST
+            args += [*_PROJECTOR_ON_HOST, *_DRAFT_ON_HOST]
         if self.projector:
             args += ["--mmproj", self.projector.file]
         if self.speculation:
-            args += self.speculation.arguments(bool(self.stages), self.host_device == "CPU")
+            args += self.speculation.arguments(on_cpu=self.host_device == "CPU")
         return [*args, *self.extra_args]
 
     def backend_config(self, counters: Path) -> bytes:
@@ -146,7 +129,7 @@ def make_launch_spec(
             f"give {len(devices)}, or {len(devices) + 1} for the host to hold layers too"
         )
     host_weight = weights.pop() if len(weights) > len(devices) else 0.0
-    layers = assign_layers(model.n_layers, weights, host_weight) if devices else [model.n_layers]
+    layers = assign_layers(model.n_layers, weights, host_weight, model.n_nextn) if devices else [model.n_layers]
     sizes = _layer_bytes(model)
     fingerprint = model.fingerprint().hex() if devices else ""
     stages = []
@@ -157,6 +140,8 @@ def make_launch_spec(
         stages.append(Stage(server.at, index, device.description, n, has_model, weight_bytes))
         first += n
     device_name = host_device or _best_device()
+    if chosen_by_user(extra_args) or (speculation and speculation.by_default and stages and not suits_stages(model)):
+        speculation = None
     return LaunchSpec(model, binaries, tuple(stages), layers[-1], device_name, tuple(extra_args), speculation)
 
 

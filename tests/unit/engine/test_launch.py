@@ -11,7 +11,8 @@ import pytest
 
 from meshllm import rpc
 from meshllm.engine.binaries import Binaries
-from meshllm.engine.launch import Speculation, StageAddress, StageServer, make_launch_spec
+from meshllm.engine.launch import StageAddress, StageServer, make_launch_spec
+from meshllm.engine.speculation import WITHOUT_MODEL, with_draft, without_model
 from meshllm.errors import EngineError
 from meshllm.models.store import Model, Projector, load_model
 
@@ -99,14 +100,48 @@ def test_without_a_choice_the_host_takes_what_ggml_has(loaded: Model) -> None:
 @pytest.mark.parametrize("split_model", [False, True])
 def test_speculation(loaded: Model, split_model: bool) -> None:
     servers = (server("a", 1),) if split_model else ()
-    ngram = make(loaded, *servers, speculation=Speculation(None, 7)).command(Path("/s"))
-    assert value_of(ngram, "--spec-type") == "ngram-simple" and value_of(ngram, "--spec-ngram-simple-size-m") == "7"
-    draft = make(loaded, *servers, speculation=Speculation(loaded, 7)).command(Path("/s"))
-    assert value_of(draft, "--spec-draft-model") == loaded.files[0] and value_of(draft, "--spec-draft-n-max") == "7"
+    for kind, option in WITHOUT_MODEL.items():
+        command = make(loaded, *servers, speculation=without_model(kind, 7)).command(Path("/s"))
+        assert value_of(command, "--spec-type") == kind
+        assert option is None or value_of(command, option) == "7"
+        assert ("--poll" in command) is kind.startswith("draft")
+    draft = make(loaded, *servers, speculation=with_draft(loaded, 7)).command(Path("/s"))
+    assert value_of(draft, "--spec-type") == "draft-simple" and value_of(draft, "--spec-draft-n-max") == "7"
+    assert value_of(draft, "--spec-draft-model") == loaded.files[0] and value_of(draft, "--poll") == "0"
     assert ("--spec-draft-device" in draft) is split_model
-    assert value_of(draft, "--poll") == "0"
-    on_gpu = make(loaded, *servers, speculation=Speculation(loaded, 7), host_device="CUDA0").command(Path("/s"))
+    on_gpu = make(loaded, *servers, speculation=with_draft(loaded, 7), host_device="CUDA0").command(Path("/s"))
     assert "--poll" not in on_gpu
+
+
+@pytest.mark.parametrize("own", ["--spec-type", "--spec-type=ngram-cache", "--spec-default", "-md"])
+def test_the_users_own_way_to_speculate_is_the_only_one(loaded: Model, own: str) -> None:
+    """llama-server would add it to ours; a draft model of theirs is on the host too."""
+    command = make(loaded, server("a", 1), speculation=with_draft(loaded), extra_args=(own, "x")).command(Path("/s"))
+    assert command[-2:] == [own, "x"] and command.count("--spec-type") == (own == "--spec-type")
+    assert value_of(command, "--spec-draft-device") == "HOST"
+
+
+def test_nextn_layers_are_the_hosts(loaded: Model) -> None:
+    """They are the last ones, and as many stages as there are other layers can be used."""
+    head = replace(loaded, n_nextn=2)
+    spec = make(head, server("a", 1), server("b", 3))
+    assert [stage.n_layers for stage in spec.stages] == [8, 20] and spec.host_layers == 2
+    assert value_of(spec.command(Path("/s")), "--tensor-split") == "8,20,3"
+    sizes = [t.size for t in loaded.info.tensors if t.name.startswith("blk.") and int(t.name.split(".")[1]) < 28]
+    assert sum(stage.weight_bytes for stage in spec.stages) == sum(sizes)
+    assert make(head, server("a", 1), server("b", 1), split=(1, 1, 1)).host_layers == 9
+    assert make(head, *(server(f"s{i}", 1) for i in range(28))).host_layers == 2
+    with pytest.raises(EngineError, match="28 layers, too few for 29 stages"):
+        make(head, *(server(f"s{i}", 1) for i in range(29)))
+
+
+def test_a_state_that_is_copied_for_each_guess_stays_where_it_is(loaded: Model) -> None:
+    by_default = without_model("draft-mtp", by_default=True)
+    copied = replace(loaded, architecture="qwen3next")
+    assert make(copied, speculation=by_default).speculation == by_default
+    assert make(copied, server("a", 1), speculation=by_default).speculation is None
+    assert make(copied, server("a", 1), speculation=without_model("draft-mtp")).speculation
+    assert make(loaded, server("a", 1), speculation=by_default).speculation == by_default
 
 
 @pytest.mark.parametrize("split_model", [False, True])
