@@ -11,13 +11,13 @@ import numpy as np
 
 from support.cut import written
 
-# What a block adds to the residual stream. Damped, so that the next token depends mostly on the present one, which is
-# what the head computes from: part of what it guesses is then right.
-_HEAD = 32  # width of an attention head of the drafts
+# What a block adds to the residual stream: with twice as much, the next token follows less from the present one alone,
+# which is all that the head reads, and some of what it guesses is wrong.
 _ADDED = ("attn_output.weight", "ffn_down.weight", "ffn_down_exps.weight", "ffn_down_shexp.weight", "ssm_out.weight")
+_HEAD = 32  # width of an attention head of the drafts
 
 
-def with_heads(source: Path, target: Path, n_heads: int = 1, damping: float = 0.002) -> Path:
+def with_heads(source: Path, target: Path, n_heads: int = 1, gain: float = 2) -> Path:
     """The model with NextN blocks behind its own: copies of its last block that read the token only."""
     reader = gguf.GGUFReader(source)
     architecture = str(reader.fields["general.architecture"].contents())
@@ -39,7 +39,7 @@ def with_heads(source: Path, target: Path, n_heads: int = 1, damping: float = 0.
     last = f"blk.{n_blocks - 1}."
     for tensor in reader.tensors:
         added = tensor.name.endswith(_ADDED)
-        data = tensor.data * np.float32(damping) if added else tensor.data
+        data = tensor.data * np.float32(gain) if added else tensor.data
         writer.add_tensor(tensor.name, data)
         if tensor.name.startswith(last) and not tensor.name.endswith("scale"):  # as in real files, which have none
             for i in range(n_heads):
