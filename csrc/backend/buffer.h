@@ -2,6 +2,7 @@
 #pragma once
 
 #include "backend/graph_cache.h"
+#include "backend/read_ahead.h"
 #include "backend/weights.h"
 
 #include <ggml-backend-impl.h>
@@ -23,6 +24,7 @@ struct Stage {
     Ring * ring;
     std::shared_ptr<StageLink> link;
     std::unique_ptr<GraphCache> graphs;
+    ReadAhead ahead;
     const Weights * weights = nullptr;
     std::map<AllocKey, uint64_t> alloc_sizes; // guarded by the link's mutex, as is what follows
     std::unordered_map<std::string, bool> supported_ops;
@@ -39,6 +41,8 @@ struct Ring {
     std::vector<Stage *> stages;
 
     bool lost() const;
+    /// Fetches what llama.cpp is going to read from stages; after all that they send each other.
+    void read_ahead();
     /// Whether a stage has refused a graph since this was last asked; all stages have recovered then.
     bool take_refusal();
 };

@@ -62,7 +62,11 @@ void set_tensor_async(ggml_backend_t backend, ggml_tensor * tensor, const void *
 
 void get_tensor_async(ggml_backend_t backend, const ggml_tensor * tensor, void * data, size_t offset, size_t size) {
     Stage & stage = *stage_of(backend);
-    stage.link->guarded([&] { queue_get(stage, tensor, data, offset, size); });
+    stage.link->guarded([&] {
+        if (!stage.ahead.take(tensor, data, offset, size)) {
+            queue_get(stage, tensor, data, offset, size);
+        }
+    });
 }
 
 void synchronize(ggml_backend_t backend) {
@@ -78,6 +82,7 @@ ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph * graph) {
     const bool ok = stage.link->guarded([&] {
         if (graph->n_nodes > 0) {
             stage.graphs->compute(graph);
+            stage.ahead.expect(graph);
         }
     });
     return ok ? GGML_STATUS_SUCCESS : GGML_STATUS_FAILED;
@@ -372,6 +377,17 @@ const ggml_backend_device_i device_interface = {
 
 bool Ring::lost() const {
     return std::ranges::any_of(stages, [](const Stage * s) { return s->link->lost(); });
+}
+
+// Received in the order of the ring: a stage that is held up until its reply is read must not keep the next ones, whose
+// replies are waited for, from what they await.
+void Ring::read_ahead() {
+    for (Stage * stage : stages) {
+        stage->link->guarded([&] { stage->ahead.request(*stage); });
+    }
+    for (Stage * stage : stages) {
+        stage->link->guarded([&] { stage->ahead.receive(*stage); });
+    }
 }
 
 // A refusal travels with what is pushed, so any of the stages between may have refused as well. RECOVER follows all

@@ -42,14 +42,14 @@ _engine = partial(option, group="Engine")
     "--draft",
     metavar="MODEL",
     help="Draft model for speculative decoding, EAGLE-3 and DFlash included; or mtp for the model's own NextN layers, "
-    "or ngram to draft from repetition; default: mtp where the model has such layers, or else the draft that the "
-    "catalog pairs with it, if that is on disk.",
+    "or ngram, or a ngram type of llama-server, to draft from repetition; default: mtp where the model has such "
+    "layers, or else the draft that the catalog pairs with it, if that is on disk.",
 )
 @_model(
     "--draft-max",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Tokens drafted per step; default: 3 with mtp, else 8.",
+    help="Tokens drafted per step; default: 3 with mtp, 8 with a draft model or ngram.",
 )
 @_model("--no-draft", is_flag=True, help="Turn speculative decoding off.")
 @_mesh("--join", metavar="TOKEN", help="Join the mesh that issued this invite token.")

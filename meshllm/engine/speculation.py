@@ -8,18 +8,19 @@ from dataclasses import dataclass
 from meshllm.models.store import Model
 
 HEAD = "draft-mtp"  # the model's own NextN blocks
-NGRAM = "ngram-mod"
-# What needs no second model, by llama-server's names, with its option for the tokens at a time where it has one.
-WITHOUT_MODEL = {
-    HEAD: "--spec-draft-n-max",
-    NGRAM: "--spec-ngram-mod-n-max",
-    "ngram-simple": "--spec-ngram-simple-size-m",
-    "ngram-map-k": "--spec-ngram-map-k-size-m",
-    "ngram-map-k4v": "--spec-ngram-map-k4v-size-m",
-    "ngram-cache": None,
+NGRAM = "ngram-simple"  # of those that guess from repetition, the one that saves most (docs/performance.md)
+# What needs no second model, by llama-server's names: its option for the tokens at a time, if it has one, and how many.
+# With a recurrent state, each token more that a head guesses costs a copy of that state in each slot.
+WITHOUT_MODEL: dict[str, tuple[str | None, int]] = {
+    HEAD: ("--spec-draft-n-max", 3),
+    NGRAM: ("--spec-ngram-simple-size-m", 8),
+    "ngram-mod": ("--spec-ngram-mod-n-max", 64),
+    "ngram-map-k": ("--spec-ngram-map-k-size-m", 48),
+    "ngram-map-k4v": ("--spec-ngram-map-k4v-size-m", 48),
+    "ngram-cache": (None, 8),
 }
-_N_MAX = {HEAD: 3}  # llama-server's own; with a recurrent state, each token more is a copy of that state in each slot
 _DRAFT_N_MAX = 8
+_MATCHED = 4  # tokens that must repeat before NGRAM guesses what followed them
 
 # Architectures for whose NextN blocks llama.cpp has a graph (DECODER_MTP in src/models); others only carry the tensors,
 # and llama-server would end when it is told to use them.
@@ -59,8 +60,11 @@ class Speculation:
 
     def arguments(self, on_cpu: bool) -> list[str]:
         args = ["--spec-type", self.kind]
-        if n_max := WITHOUT_MODEL.get(self.kind, "--spec-draft-n-max"):
-            args += [n_max, str(self.n_max)]
+        option, _ = WITHOUT_MODEL.get(self.kind, WITHOUT_MODEL[HEAD])
+        if option:
+            args += [option, str(self.n_max)]
+        if self.kind == NGRAM:
+            args += ["--spec-ngram-simple-size-n", str(_MATCHED)]
         if self.draft:
             args += ["--spec-draft-model", self.draft.files[0]]
         if on_cpu and self.kind.startswith("draft-"):
@@ -70,7 +74,7 @@ class Speculation:
 
 def without_model(kind: str, n_max: int | None = None, by_default: bool = False) -> Speculation:
     """`kind`: one of WITHOUT_MODEL."""
-    return Speculation(kind, n_max or _N_MAX.get(kind, _DRAFT_N_MAX), by_default=by_default)
+    return Speculation(kind, n_max or WITHOUT_MODEL[kind][1], by_default=by_default)
 
 
 def with_draft(draft: Model, n_max: int | None = None, by_default: bool = False) -> Speculation:

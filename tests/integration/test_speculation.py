@@ -5,8 +5,8 @@ from __future__ import annotations
 import http.client
 import json
 import random
-import subprocess
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 from support import heads
 from support.engines import Engine, plain_and_split
 from support.engines import engine as an_engine
-from support.processes import ENGINE, in_parallel
+from support.processes import in_parallel
 
 HEADED = (
     "qwen35-dense",
@@ -36,10 +36,7 @@ PROMPTS = [[numbers.randrange(4, 128) for _ in range(12)] for _ in range(6)]
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of random weights, in two layers and one NextN layer."""
     folder = tmp_path_factory.mktemp("tiny")
-    names = "|".join(name.rsplit("-", 1)[0] for name in HEADED)
-    subprocess.run([ENGINE / "test-archs", "-o", folder, "-s", "1", "-a", f"^({names})$"], check=True, timeout=120)
-    for name in HEADED:
-        heads.with_heads(folder / f"{name}.gguf", folder / f"{name}-mtp.gguf")
+    heads.tiny_models(folder, *HEADED)
     return folder
 
 
@@ -121,14 +118,11 @@ def test_a_client_hangs_up_while_guesses_are_verified(tiny_models: Path, tmp_pat
         for i in range(1, 5):
             leaving = Client(split, 0, PROMPTS[0], 3 * i)
             others = in_parallel(
-                [
-                    lambda: answer(split, PROMPTS[1], 160, id_slot=1),
-                    lambda i=i: answer(split, PROMPTS[i + 1], 160, id_slot=2),
-                    lambda leaving=leaving: leaving.join(60),
-                ]
-            )[:2]
+                [partial(answer, split, PROMPTS[j], 160, id_slot=slot) for slot, j in ((1, 0), (2, i + 1))]
+            )
+            leaving.join(60)
             assert leaving.heard == 3 * i
             after = answer(split, PROMPTS[i], 160, id_slot=0)
-            assert [each["tokens"] for each in (*others, after)] == [expected[1], expected[i + 1], expected[i]]
+            assert [each["tokens"] for each in (*others, after)] == [expected[0], expected[i + 1], expected[i]]
             assert after["draft_n_accepted"] > 0
         assert split.process.output().count("cancel task") == 4

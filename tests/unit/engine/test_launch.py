@@ -100,11 +100,12 @@ def test_without_a_choice_the_host_takes_what_ggml_has(loaded: Model) -> None:
 @pytest.mark.parametrize("split_model", [False, True])
 def test_speculation(loaded: Model, split_model: bool) -> None:
     servers = (server("a", 1),) if split_model else ()
-    for kind, option in WITHOUT_MODEL.items():
+    for kind, (option, _) in WITHOUT_MODEL.items():
         command = make(loaded, *servers, speculation=without_model(kind, 7)).command(Path("/s"))
         assert value_of(command, "--spec-type") == kind
         assert option is None or value_of(command, option) == "7"
         assert ("--poll" in command) is kind.startswith("draft")
+        assert ("--spec-ngram-simple-size-n" in command) is (kind == "ngram-simple")
     draft = make(loaded, *servers, speculation=with_draft(loaded, 7)).command(Path("/s"))
     assert value_of(draft, "--spec-type") == "draft-simple" and value_of(draft, "--spec-draft-n-max") == "7"
     assert value_of(draft, "--spec-draft-model") == loaded.files[0] and value_of(draft, "--poll") == "0"

@@ -55,8 +55,9 @@ def test_none_and_repetition(folder: Path) -> None:
     target = model_named(folder, TARGET)
     model_named(folder, DRAFT)
     assert Drafting(None, 0).for_model(target) is None
-    assert Drafting("ngram", 5).for_model(target) == Speculation("ngram-mod", 5)
-    assert Drafting("ngram-cache", None).for_model(target) == Speculation("ngram-cache", 8)
+    assert Drafting("ngram", 5).for_model(target) == Speculation("ngram-simple", 5)
+    assert Drafting("ngram", None).for_model(target) == Speculation("ngram-simple", 8)
+    assert Drafting("ngram-mod", None).for_model(target) == Speculation("ngram-mod", 64)
     assert Drafting("ngram", 0).for_model(target) is None
 
 
