@@ -2,6 +2,7 @@
 #pragma once
 
 #include "backend/graph_cache.h"
+#include "backend/read_ahead.h"
 #include "backend/weights.h"
 
 #include <ggml-backend-impl.h>
@@ -23,6 +24,7 @@ struct Stage {
     Ring * ring;
     std::shared_ptr<StageLink> link;
     std::unique_ptr<GraphCache> graphs;
+    std::unique_ptr<ReadAhead> reads;
     const Weights * weights = nullptr;
     std::map<AllocKey, uint64_t> alloc_sizes; // guarded by the link's mutex, as is what follows
     std::unordered_map<std::string, bool> supported_ops;
@@ -64,6 +66,9 @@ wire::ByteRange range_of(const ggml_tensor * tensor, size_t offset, size_t size)
 /// Queue a write of, or a read from, a tensor; inside link->guarded().
 void queue_set(Stage & stage, const ggml_tensor * tensor, const void * data, size_t offset, size_t size);
 void queue_get(Stage & stage, const ggml_tensor * tensor, void * data, size_t offset, size_t size);
+
+/// Copies between two tensors of one stage, without a wait. False when its server cannot.
+bool queue_copy(Stage & stage, const ggml_tensor * src, const ggml_tensor * dst);
 
 ggml_backend_buffer_type_i stage_buffer_type_interface();
 

@@ -167,7 +167,7 @@ bool cpy_tensor_async(ggml_backend_t backend_src, ggml_backend_t backend_dst, co
     }
     if (const BufferContext * from = stage_buffer(memory_of(src))) {
         if (from->stage == &to) {
-            return false;
+            return queue_copy(to, src, dst);
         }
         copy_between(*from->stage, to, src, dst);
         return true;
