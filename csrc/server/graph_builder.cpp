@@ -139,9 +139,11 @@ void check_alloc_size(const ggml_tensor * t, const wire::TensorDesc & d, const B
 
 /// Whether a backend has nothing to do for the node. Without memory it is a view of a tensor on another device, which
 /// ggml's scheduler leaves in this part of the graph; without elements it belongs to a batch of which nothing is
-/// output.
+/// output; without the flag it works on an empty slice of a tensor that is split over devices, and its result is
+/// filled in by another node.
 bool idle(const ggml_tensor * node) {
-    return ggml_is_empty(node) || (node->data == nullptr && does_no_work(node));
+    const bool computed = (node->flags & GGML_TENSOR_FLAG_COMPUTE) != 0;
+    return !computed || ggml_is_empty(node) || (node->data == nullptr && does_no_work(node));
 }
 
 void check_node(const ggml_tensor * node, const Device & device) {

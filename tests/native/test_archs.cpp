@@ -1,5 +1,6 @@
 // llama.cpp's own test of architectures (tests/test-llama-archs.cpp of the pinned source), over the devices of
 // libggml-mesh. "-b STAGE0" means one stage, or with MESH_LLM_RING all stages and HOST, each with a part of the layers.
+// "--embedding" as the first argument: the models that give embeddings instead, which that test leaves out.
 #include <ggml-backend.h>
 #include <llama-cpp.h>
 #include <llama.h>
@@ -39,7 +40,99 @@ static llama_model_params over_ring(llama_model_params params) {
 #include <tests/test-llama-archs.cpp>
 #undef main
 
+// Embedding models, for which llama.cpp's test has no tokenizer and no logits to compare.
+static const std::vector<std::pair<llm_arch, bool>> embedding_archs = {
+    {LLM_ARCH_BERT, false},         {LLM_ARCH_MODERN_BERT, false},    {LLM_ARCH_NOMIC_BERT, false},
+    {LLM_ARCH_NOMIC_BERT_MOE, true}, {LLM_ARCH_NEO_BERT, false},       {LLM_ARCH_JINA_BERT_V2, false},
+    {LLM_ARCH_JINA_BERT_V3, false}, {LLM_ARCH_EUROBERT, false},       {LLM_ARCH_GEMMA_EMBEDDING, false},
+    {LLM_ARCH_LLAMA_EMBED, false},  {LLM_ARCH_T5ENCODER, false},
+};
+
+static std::vector<float> embed(llama_model * model, llama_context * context, const std::vector<llama_token> & tokens) {
+    llama_set_embeddings(context, true);
+    common_batch batch(context);
+    for (size_t i = 0; i < tokens.size(); i++) {
+        batch.add(tokens[i], i, 0, true);
+    }
+    const auto type = llama_model_has_encoder(model) ? LLAMA_PROCESS_TYPE_ENCODE : LLAMA_PROCESS_TYPE_DECODE;
+    if (llama_process(context, type, batch.get())) {
+        throw std::runtime_error("failed to embed");
+    }
+    std::vector<float> found;
+    for (size_t i = 0; i < tokens.size(); i++) {
+        const float * each = llama_get_embeddings_ith(context, i);
+        found.insert(found.end(), each, each + llama_model_n_embd(model));
+    }
+    return found;
+}
+
+static gguf_context_ptr embedding_model(llm_arch arch, bool moe, enum llama_pooling_type pooling) {
+    gguf_context_ptr gguf = get_gguf_ctx(arch, moe);
+    const std::string name = llm_arch_name(arch);
+    gguf_set_val_u32(gguf.get(), "tokenizer.ggml.token_type_count", 2);
+    gguf_set_val_u32(gguf.get(), (name + ".pooling_type").c_str(), pooling);
+    gguf_set_val_bool(gguf.get(), (name + ".attention.causal").c_str(), false);
+    return gguf;
+}
+
+// One line per model, as of llama.cpp's test; with a folder the models are written there.
+static int test_embeddings(const std::string & filter, size_t seed, const std::string & folder) {
+    bool all_ok = true;
+    for (const auto & [arch, moe] : embedding_archs) {
+        const char * name = llm_arch_name(arch);
+        if (!arch_matches(filter, arch)) {
+            continue;
+        }
+        if (!folder.empty()) {
+            gguf_context_ptr gguf = embedding_model(arch, moe, LLAMA_POOLING_TYPE_MEAN);
+            const auto made = get_model_and_ctx(gguf.get(), nullptr, seed, 0.1f, {});
+            llama_model_save_to_file(made.first.get(), (folder + "/" + name + ".gguf").c_str());
+            continue;
+        }
+        const std::vector<llama_token> tokens = get_tokens(128, 128, seed);
+        std::vector<float> found[2];
+        for (const bool over_stages : {false, true}) {
+            std::vector<ggml_backend_dev_t> devices;
+            if (over_stages) {
+                devices.push_back(ggml_backend_dev_by_name("STAGE0"));
+            }
+            gguf_context_ptr gguf = embedding_model(arch, moe, LLAMA_POOLING_TYPE_NONE);
+            const auto made = get_model_and_ctx(gguf.get(), nullptr, seed, 0.1f, devices, LLAMA_SPLIT_MODE_LAYER, true);
+            found[over_stages] = embed(made.first.get(), made.second.get(), tokens);
+        }
+        const double error = nmse(found[0], found[1]);
+        const bool ok = error < 1e-4; // llama.cpp's own limit; false for NaN
+        printf("|%16s| %s (%.2e)|\n", name, ok ? "OK" : "FAIL", error);
+        fflush(stdout);
+        all_ok = all_ok && ok;
+    }
+    return all_ok ? 0 : 1;
+}
+
 int main(int argc, char ** argv) {
     ggml_backend_load_all(); // reads GGML_BACKEND_PATH
-    return test_llama_archs(argc, argv);
+    if (argc < 2 || std::strcmp(argv[1], "--embedding") != 0) {
+        return test_llama_archs(argc, argv);
+    }
+    std::string filter;
+    std::string folder;
+    size_t seed = 1;
+    llama_log_set(
+        [](ggml_log_level level, const char * text, void *) {
+            if (level == GGML_LOG_LEVEL_ERROR) {
+                std::fputs(text, stderr);
+            }
+        },
+        nullptr);
+    for (int i = 2; i + 1 < argc; i += 2) {
+        const std::string option = argv[i];
+        if (option == "-a") {
+            filter = argv[i + 1];
+        } else if (option == "-o") {
+            folder = argv[i + 1];
+        } else if (option == "-s") {
+            seed = std::stoull(argv[i + 1]);
+        }
+    }
+    return test_embeddings(filter, seed, folder);
 }
