@@ -115,7 +115,9 @@ void place(ggml_tensor * t, const wire::TensorDesc & d, uint32_t device, const B
     }
     // No two elements share memory: otherwise a few bytes could claim to be a tensor that takes hours to compute.
     const Wide packed = Wide(ggml_nelements(t)) * ggml_type_size(t->type) / Wide(ggml_blck_size(t->type));
-    if (packed > extent(d) || d.offset > entry.size || extent(d) > entry.size - d.offset ||
+    const bool empty_view = t->view_src != nullptr && extent(d) == 0; // may begin past the end
+    const uint64_t offset = empty_view ? std::min(d.offset, entry.size) : d.offset;
+    if (packed > extent(d) || offset > entry.size || extent(d) > entry.size - offset ||
         d.offset % element_alignment(t->type) != 0) {
         throw ProtocolError("the tensor '" + d.name + "' lies outside its buffer");
     }
@@ -123,7 +125,7 @@ void place(ggml_tensor * t, const wire::TensorDesc & d, uint32_t device, const B
         throw ProtocolError("the view '" + d.name + "' lies in a different buffer from the tensor it views");
     }
     t->buffer = entry.buffer;
-    t->data = entry.base + d.offset;
+    t->data = entry.base + offset;
 }
 
 /// Some devices keep padding or scratch space behind a tensor: it must be inside the buffer too.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from meshllm.engine import LeashedProcess
 from meshllm.errors import MeshLlmError, ModelError
-from meshllm.mesh.announcement import MAX_MODELS, ModelInfo, ProjectorInfo
+from meshllm.mesh.announcement import MAX_MODELS, Capability, ModelInfo, ProjectorInfo
 from meshllm.mesh.groups import MAX_RTT_MS, has_model, will_fetch
 from meshllm.mesh.mesh import Mesh
 from meshllm.models.download import can_be_had
@@ -87,8 +87,15 @@ class ModelFiles:
             self._announce_models()
 
     def _announce_models(self) -> None:
-        models, projectors = model_infos(self._store), projector_infos(self._store)
-        self._mesh.announce(replace(self._mesh.me, models=models, projectors=projectors))
+        store = self._store
+        self._mesh.announce(
+            replace(
+                self._mesh.me,
+                models=model_infos(store),
+                projectors=projector_infos(store),
+                capabilities=capabilities(store),
+            )
+        )
 
     async def _update_fetch(self) -> None:
         """Fetches the wanted model, and nothing else."""
@@ -217,6 +224,12 @@ def projector_infos(store: Store) -> dict[str, ProjectorInfo]:
     """By the fingerprint of the model."""
     models = list(store.models.items())[:MAX_MODELS]
     return {f: ProjectorInfo(m.projector.fingerprint, m.projector.size_bytes) for f, m in models if m.projector}
+
+
+def capabilities(store: Store) -> dict[str, Capability]:
+    """By the fingerprint of the model; without those that complete text."""
+    models = list(store.models.items())[:MAX_MODELS]
+    return {f: m.capability for f, m in models if m.capability is not Capability.COMPLETION}
 
 
 def model_info(model: Model) -> ModelInfo:
