@@ -22,8 +22,8 @@ FAMILIES = {
 }
 
 
-EMBEDDING = ["bert", "modern-bert", "nomic-bert", "nomic-bert-moe", "neo-bert", "jina-bert-v2", "jina-bert-v3"]
-EMBEDDING += ["eurobert", "gemma-embedding", "llama-embed", "t5encoder"]
+OTHERS = ["bert", "modern-bert", "nomic-bert", "nomic-bert-moe", "neo-bert", "jina-bert-v2", "jina-bert-v3"]
+OTHERS += ["eurobert", "gemma-embedding", "llama-embed", "t5encoder", "gemma4", "rwkv6", "rwkv7", "arwkv7"]
 SPLIT_TENSORS = ["llama", "qwen", "qwen3moe", "gemma3", "gpt-oss", "qwen35", "qwen3next", "lfm2", "llada", "deepseek4"]
 
 Stages = tuple[dict[str, str], list[rpc.DeviceServer]]
@@ -40,8 +40,9 @@ def test_architectures_compute_the_same_over_two_stages_and_the_host(stages: Sta
     check(stages, FAMILIES[family].split("|"), "-b", "STAGE0", ring=True)
 
 
-def test_embedding_models_compute_the_same_over_two_stages_and_the_host(stages: Stages) -> None:
-    check(stages, EMBEDDING, "--embedding", ring=True)
+def test_embedding_models_and_others_compute_the_same_over_two_stages_and_the_host(stages: Stages) -> None:
+    """Those that llama.cpp's test leaves out."""
+    check(stages, OTHERS, "--others", ring=True)
 
 
 def test_tensors_are_split_over_two_stages(stages: Stages) -> None:

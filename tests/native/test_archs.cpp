@@ -1,6 +1,6 @@
 // llama.cpp's own test of architectures (tests/test-llama-archs.cpp of the pinned source), over the devices of
 // libggml-mesh. "-b STAGE0" means one stage, or with MESH_LLM_RING all stages and HOST, each with a part of the layers.
-// "--embedding" as the first argument: the models that give embeddings instead, which that test leaves out.
+// "--others" as the first argument: the embedding models and some others, which that test leaves out.
 #include <ggml-backend.h>
 #include <llama-cpp.h>
 #include <llama.h>
@@ -48,13 +48,41 @@ static llama_context_params of_one_thread(llama_context_params params) {
 #include <tests/test-llama-archs.cpp>
 #undef main
 
-// Embedding models, for which llama.cpp's test has no tokenizer and no logits to compare.
-static const std::vector<std::pair<llm_arch, bool>> embedding_archs = {
-    {LLM_ARCH_BERT, false},         {LLM_ARCH_MODERN_BERT, false},    {LLM_ARCH_NOMIC_BERT, false},
-    {LLM_ARCH_NOMIC_BERT_MOE, true}, {LLM_ARCH_NEO_BERT, false},       {LLM_ARCH_JINA_BERT_V2, false},
-    {LLM_ARCH_JINA_BERT_V3, false}, {LLM_ARCH_EUROBERT, false},       {LLM_ARCH_GEMMA_EMBEDDING, false},
-    {LLM_ARCH_LLAMA_EMBED, false},  {LLM_ARCH_T5ENCODER, false},
+// What llama.cpp's test leaves out for want of a tokenizer, of logits or of some parameter.
+struct Other {
+    llm_arch arch;
+    bool moe;
+    bool embeds; // rather than giving logits
 };
+static const std::vector<Other> others = {
+    {LLM_ARCH_BERT, false, true},          {LLM_ARCH_MODERN_BERT, false, true}, {LLM_ARCH_NOMIC_BERT, false, true},
+    {LLM_ARCH_NOMIC_BERT_MOE, true, true}, {LLM_ARCH_NEO_BERT, false, true},    {LLM_ARCH_JINA_BERT_V2, false, true},
+    {LLM_ARCH_JINA_BERT_V3, false, true},  {LLM_ARCH_EUROBERT, false, true},    {LLM_ARCH_GEMMA_EMBEDDING, false, true},
+    {LLM_ARCH_LLAMA_EMBED, false, true},   {LLM_ARCH_T5ENCODER, false, true},   {LLM_ARCH_GEMMA4, false, false},
+    {LLM_ARCH_RWKV6, false, false},        {LLM_ARCH_RWKV7, false, false},      {LLM_ARCH_ARWKV7, false, false},
+};
+
+static gguf_context_ptr metadata_of(const Other & other, enum llama_pooling_type pooling) {
+    gguf_context_ptr gguf = get_gguf_ctx(other.arch, other.moe);
+    const std::string prefix = std::string(llm_arch_name(other.arch)) + ".";
+    if (other.embeds) {
+        gguf_set_val_u32(gguf.get(), "tokenizer.ggml.token_type_count", 2);
+        gguf_set_val_u32(gguf.get(), (prefix + "pooling_type").c_str(), pooling);
+        gguf_set_val_bool(gguf.get(), (prefix + "attention.causal").c_str(), false);
+    }
+    for (const char * rank : {"decay_lora_rank", "iclr_lora_rank", "value_residual_mix_lora_rank", "gate_lora_rank"}) {
+        gguf_set_val_u32(gguf.get(), (prefix + "attention." + rank).c_str(), 32); // RWKV 7
+    }
+    if (other.arch == LLM_ARCH_ARWKV7) {
+        gguf_set_val_u32(gguf.get(), (prefix + "token_shift_count").c_str(), 1);
+    }
+    if (other.arch == LLM_ARCH_GEMMA4) {
+        const bool sliding[] = {true, true, true, true, false};
+        gguf_set_arr_data(gguf.get(), (prefix + "attention.sliding_window_pattern").c_str(), GGUF_TYPE_BOOL, sliding,
+                          5);
+    }
+    return gguf;
+}
 
 static std::vector<float> embed(llama_model * model, llama_context * context, const std::vector<llama_token> & tokens) {
     llama_set_embeddings(context, true);
@@ -74,13 +102,12 @@ static std::vector<float> embed(llama_model * model, llama_context * context, co
     return found;
 }
 
-static gguf_context_ptr embedding_model(llm_arch arch, bool moe, enum llama_pooling_type pooling) {
-    gguf_context_ptr gguf = get_gguf_ctx(arch, moe);
-    const std::string name = llm_arch_name(arch);
-    gguf_set_val_u32(gguf.get(), "tokenizer.ggml.token_type_count", 2);
-    gguf_set_val_u32(gguf.get(), (name + ".pooling_type").c_str(), pooling);
-    gguf_set_val_bool(gguf.get(), (name + ".attention.causal").c_str(), false);
-    return gguf;
+static std::vector<float> compute(const Other & other, size_t seed, const std::vector<ggml_backend_dev_t> & devices) {
+    const std::vector<llama_token> tokens = get_tokens(128, 128, seed);
+    gguf_context_ptr gguf = metadata_of(other, LLAMA_POOLING_TYPE_NONE);
+    const auto made = get_model_and_ctx(gguf.get(), nullptr, seed, 0.1f, devices, LLAMA_SPLIT_MODE_LAYER, other.embeds);
+    return other.embeds ? embed(made.first.get(), made.second.get(), tokens)
+                        : get_logits(made.first.get(), made.second.get(), tokens);
 }
 
 static void save(const llama_model * model, const std::string & path) {
@@ -94,31 +121,22 @@ static void save(const llama_model * model, const std::string & path) {
 }
 
 // One line per model, as of llama.cpp's test; with a folder the models are written there.
-static int test_embeddings(const std::string & filter, size_t seed, const std::string & folder) {
+static int test_others(const std::string & filter, size_t seed, const std::string & folder) {
     bool all_ok = true;
-    for (const auto & [arch, moe] : embedding_archs) {
-        const char * name = llm_arch_name(arch);
-        if (!arch_matches(filter, arch)) {
+    for (const Other & other : others) {
+        const char * name = llm_arch_name(other.arch);
+        if (!arch_matches(filter, other.arch)) {
             continue;
         }
         if (!folder.empty()) {
-            gguf_context_ptr gguf = embedding_model(arch, moe, LLAMA_POOLING_TYPE_MEAN);
+            gguf_context_ptr gguf = metadata_of(other, LLAMA_POOLING_TYPE_MEAN);
             const auto made = get_model_and_ctx(gguf.get(), nullptr, seed, 0.1f, {});
             save(made.first.get(), folder + "/" + name + ".gguf");
             continue;
         }
-        const std::vector<llama_token> tokens = get_tokens(128, 128, seed);
-        std::vector<float> found[2];
-        for (const bool over_stages : {false, true}) {
-            std::vector<ggml_backend_dev_t> devices;
-            if (over_stages) {
-                devices.push_back(ggml_backend_dev_by_name("STAGE0"));
-            }
-            gguf_context_ptr gguf = embedding_model(arch, moe, LLAMA_POOLING_TYPE_NONE);
-            const auto made = get_model_and_ctx(gguf.get(), nullptr, seed, 0.1f, devices, LLAMA_SPLIT_MODE_LAYER, true);
-            found[over_stages] = embed(made.first.get(), made.second.get(), tokens);
-        }
-        const double error = nmse(found[0], found[1]);
+        const std::vector<float> alone = compute(other, seed, {});
+        const std::vector<float> over_stages = compute(other, seed, {ggml_backend_dev_by_name("STAGE0")});
+        const double error = nmse(alone, over_stages);
         const bool ok = error < 1e-4; // llama.cpp's own limit; false for NaN
         printf("|%16s| %s (%.2e)|\n", name, ok ? "OK" : "FAIL", error);
         fflush(stdout);
@@ -129,7 +147,7 @@ static int test_embeddings(const std::string & filter, size_t seed, const std::s
 
 int main(int argc, char ** argv) {
     ggml_backend_load_all(); // reads GGML_BACKEND_PATH
-    if (argc < 2 || std::strcmp(argv[1], "--embedding") != 0) {
+    if (argc < 2 || std::strcmp(argv[1], "--others") != 0) {
         const int status = test_llama_archs(argc, argv);
         common_log_flush(common_log_main());
         return status;
@@ -154,5 +172,5 @@ int main(int argc, char ** argv) {
             seed = std::stoull(argv[i + 1]);
         }
     }
-    return test_embeddings(filter, seed, folder);
+    return test_others(filter, seed, folder);
 }

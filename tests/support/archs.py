@@ -34,7 +34,7 @@ def two_stages(folder: Path) -> Iterator[tuple[dict[str, str], list[rpc.DeviceSe
 def compare(
     environment: dict[str, str], *arguments: str, ring: bool, seed: int | str = 1, **options: Any
 ) -> subprocess.CompletedProcess[str]:
-    """Tests the architectures that fit. With `ring`, "-b STAGE0" and "--embedding" mean both stages and the host."""
+    """Tests the architectures that fit. With `ring`, "-b STAGE0" and "--others" mean both stages and the host."""
     command = [str(ENGINE / "test-archs"), *arguments, "-s", str(seed)]
     extra = {"MESH_LLM_RING": "1"} if ring else {}
     return subprocess.run(command, env=environment | extra, text=True, check=False, **options)
@@ -48,7 +48,7 @@ def passed(output: str, device: str = "") -> list[str]:
 
 
 # What has crashed before: these cast types inside their graphs, or read without a KV cache.
-ONCE_CRASHED = (("-b", "STAGE0", "-a", "^(llada|llada-moe|dream|rnd1|hy_v4)$"), ("--embedding",))
+ONCE_CRASHED = (("-b", "STAGE0", "-a", "^(llada|llada-moe|dream|rnd1|hy_v4)$"), ("--others",))
 
 
 def main(regex: str = ".*", seed: str = "1") -> int:
@@ -56,8 +56,8 @@ def main(regex: str = ".*", seed: str = "1") -> int:
     forms = (
         ("each device alone, and each tensor split over both stages (Meta)", ("-a", regex), False),
         ("two stages and the host", ("-b", "STAGE0", "-a", regex), True),
-        ("embedding models over one stage", ("--embedding", "-a", regex), False),
-        ("embedding models over two stages and the host", ("--embedding", "-a", regex), True),
+        ("embedding models and others over one stage", ("--others", "-a", regex), False),
+        ("embedding models and others over two stages and the host", ("--others", "-a", regex), True),
     )
     failed = False
     with tempfile.TemporaryDirectory(prefix="mesh-archs-") as folder, two_stages(Path(folder)) as (environment, _):
