@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import orjson
@@ -171,8 +172,8 @@ def takes_projector(extra_args: Sequence[str]) -> bool:
 
 def _splits_tensors(extra_args: Sequence[str]) -> bool:
     """Whether the user splits each tensor over the devices; llama.cpp then takes no device with the CPU's buffers."""
-    given = zip(extra_args, extra_args[1:], strict=False)
-    return any(option in ("-sm", "--split-mode") and value == "tensor" for option, value in given)
+    given = set(pairwise(extra_args))
+    return bool(given & {("-sm", "tensor"), ("--split-mode", "tensor")})
 
 
 def _layer_bytes(model: Model) -> list[int]:

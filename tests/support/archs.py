@@ -48,11 +48,13 @@ def passed(output: str, device: str = "") -> list[str]:
 
 
 # What has crashed before: these cast types inside their graphs, or read without a KV cache.
+ONCE_CRASHED: tuple[tuple[str, ...], ...]
 ONCE_CRASHED = (("-b", "STAGE0", "-a", "^(llada|llada-moe|dream|rnd1|hy_v4)$"), ("--others",))
 
 
 def main(regex: str = ".*", seed: str = "1") -> int:
     """Prints everything; the exit status."""
+    forms: tuple[tuple[str, tuple[str, ...], bool], ...]
     forms = (
         ("each device alone, and each tensor split over both stages (Meta)", ("-a", regex), False),
         ("two stages and the host", ("-b", "STAGE0", "-a", regex), True),

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import gguf
 
 
-def rewrite(source: Path, target: Path, layers: Sequence[int] | None = None, split_max_tensors: int = 0) -> list[Path]:
-    """The files written, in order; `layers` are the ones to keep."""
+def rewrite(
+    source: Path,
+    target: Path,
+    layers: Sequence[int] | None = None,
+    split_max_tensors: int = 0,
+    numbers: Mapping[str, int] | None = None,
+) -> list[Path]:
+    """The files written, in order; `layers` are the ones to keep. `numbers` of the metadata are other ones there."""
     reader = gguf.GGUFReader(source)
     architecture = str(reader.fields["general.architecture"].contents())
     writer = gguf.GGUFWriter(target, architecture, split_max_tensors=split_max_tensors)
@@ -19,6 +25,9 @@ def rewrite(source: Path, target: Path, layers: Sequence[int] | None = None, spl
         value = field.contents()
         if name == f"{architecture}.block_count" and layers:
             value = len(layers)
+        value = (numbers or {}).get(name, value)
+        if value == []:
+            continue  # gguf does not write empty lists
         sub_type = field.types[1] if len(field.types) > 1 else None
         writer.add_key_value(name, value, field.types[0], sub_type)
     for tensor in reader.tensors:
