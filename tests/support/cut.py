@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import gguf
 
@@ -14,8 +15,12 @@ def rewrite(
     layers: Sequence[int] | None = None,
     split_max_tensors: int = 0,
     numbers: Mapping[str, int] | None = None,
+    change: Callable[[str, Any], Any] = lambda _name, data: data,
 ) -> list[Path]:
-    """The files written, in order; `layers` are the ones to keep. `numbers` of the metadata are other ones there."""
+    """The files written, in order; `layers` are the ones to keep.
+
+    `numbers` replace those of the metadata; `change` returns the data of a tensor, given its name and what it was.
+    """
     reader = gguf.GGUFReader(source)
     architecture = str(reader.fields["general.architecture"].contents())
     writer = gguf.GGUFWriter(target, architecture, split_max_tensors=split_max_tensors)
@@ -38,7 +43,7 @@ def rewrite(
             if int(number) not in layers:
                 continue
             name = f"blk.{layers.index(int(number))}.{rest}"
-        writer.add_tensor(name, tensor.data, raw_dtype=tensor.tensor_type)
+        writer.add_tensor(name, change(name, tensor.data), raw_dtype=tensor.tensor_type)
     return written(writer, target)
 
 
