@@ -6,6 +6,7 @@ has every architecture.
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -139,7 +140,11 @@ def split_over_two(mesh: World, model: Path) -> Iterator[World]:
         yield mesh
     finally:
         for host in ("h1", "h2"):
-            mesh.stop(host, 15)
+            mesh.stop(host, signal.SIGTERM)
+
+
+def stages_of(mesh: World) -> Any:
+    return next(engine["stages"] for host in ("h1", "h2") if (engine := mesh.status(host)["engine"]))
 
 
 @pytest.mark.timeout(120)
@@ -151,9 +156,39 @@ def test_split_over_two_nodes(lab: World, tmp_path: Path, name: str) -> None:
     assert all(expected[0] != each for each in expected[1:])
     with split_over_two(lab, model) as mesh:
         answers = kind.ask(mesh.api("h2"))
-        stages = next(e["stages"] for h in ("h1", "h2") if (e := mesh.status(h)["engine"]))
+        stages = stages_of(mesh)
+        if kind.ask is completions:
+            mesh.api("h1").complete(PROMPTS[0], 60)
+            waits = stages_of(mesh)[0]["counters"]["blocking_waits"] - stages[0]["counters"]["blocking_waits"]
+            assert 60 <= waits < 60 + 10  # one a token: no operator goes back to the host
     assert [text for text, _ in answers] == [text for text, _ in expected]
     for (_, numbers), (_, wanted) in zip(answers, expected, strict=True):
         assert numbers == pytest.approx(wanted, abs=1e-5)
     assert [stage["n_layers"] > 0 and stage["counters"]["weight_bytes_local"] > 0 for stage in stages] == [True]
     assert stages[0]["counters"]["weight_bytes_sent"] == 0
+
+
+@pytest.mark.timeout(120)
+def test_embeddings_find_the_model_that_makes_them(lab: World, tmp_path: Path) -> None:
+    """A chat model on one node and an embedding model on the other; requests that name neither."""
+    chats, embeds = write(tmp_path, "llama-dense"), write(tmp_path, "nomic-bert", "--others")
+    engine_args = ("--", *ENGINE_ARGS)
+    token = lab.seed("h1", "--model", str(chats), engine_args=engine_args)
+    lab.start("h2", "--join", token, "--model", str(embeds), engine_args=engine_args)
+    try:
+        eventually(lambda: len(lab.status("h1")["served"]) == 2, 60, "both are served")
+        listed = lab.api("h1").request("/v1/models")["data"]
+        assert {model["id"]: model["capabilities"] for model in listed} == {
+            "llama-dense": ["completion"],
+            "nomic-bert": ["embedding"],
+        }
+        chat = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
+        for host in ("h1", "h2"):
+            assert len(embeddings(lab.api(host))) == len(TEXTS)
+            assert lab.api(host).request("/v1/chat/completions", chat)["model"] == "llama-dense"
+            status, answer = lab.api(host).status_of("/v1/chat/completions", chat | {"model": "nomic-bert"})
+            assert status == 400 and "only makes embeddings, at /v1/embeddings" in answer["error"]["message"]
+        assert "nomic-bert" not in lab.nodes["h1"].command("agents").stdout
+    finally:
+        for host in ("h1", "h2"):
+            lab.stop(host, signal.SIGTERM)
