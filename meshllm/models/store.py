@@ -171,7 +171,7 @@ class Store:
     """
 
     def __init__(self, emit: Callable[[str], None], projectors: bool = True) -> None:
-        self._emit, self._projectors = emit, projectors
+        self._emit, self.takes_projectors = emit, projectors
         self._read: dict[Path, _Read] = {}
         self._extra: dict[str, Model] = {}
         self._left_out: set[str] = set()
@@ -183,7 +183,7 @@ class Store:
         self._extra[fingerprint] = self.models[fingerprint] = self._as_served(model)
 
     def _as_served(self, model: Model) -> Model:
-        return model if self._projectors else replace(model, projector=None)
+        return model if self.takes_projectors else replace(model, projector=None)
 
     @property
     def shared(self) -> dict[str, Model | Projector]:

@@ -47,7 +47,7 @@ class ModelFiles:
         self._on_models, self._emit, self._progress = on_models, emit, progress
         self._wanted: ModelInfo | None = None
         self._fetch_task: asyncio.Task[None] | None = None
-        self._coming: ModelInfo | None = None
+        self._coming: ModelInfo | ProjectorInfo | None = None
         self._wake = asyncio.Event()
 
     def want(self, model: ModelInfo | None) -> None:
@@ -98,15 +98,34 @@ class ModelFiles:
         )
 
     async def _update_fetch(self) -> None:
-        """Fetches the wanted model, and nothing else."""
+        """Fetches the wanted model, or else its projector, and nothing else."""
         wanted = self._wanted if self._wanted and will_fetch(self._mesh.me, self._wanted) else None
-        if wanted == self._coming:
+        coming = wanted or self._missing_projector()
+        if coming == self._coming:
             return
         await self._stop()
+        self._coming = coming
         if wanted:
-            self._coming = wanted
             self._announce_progress(wanted, 0.0)
             self._fetch_task = asyncio.create_task(self._fetch(wanted), name=f"get {wanted.name}")
+        elif coming and self._wanted:
+            work = self._fetch_projector(self._wanted)
+            self._fetch_task = asyncio.create_task(work, name=f"get the projector of {self._wanted.name}")
+
+    def _missing_projector(self) -> ProjectorInfo | None:
+        """Of the wanted model, which lies where its projector would: only peers have one, got after the model."""
+        model = self._store.models.get(self._wanted.fingerprint) if self._wanted and self._mesh.me.fetches else None
+        if model is None or model.projector or Path(model.files[0]).parent != models_folder():
+            return None
+        assert self._wanted
+        known = self._projectors_of_owners(self._wanted) if self._store.takes_projectors else []
+        return known[0] if known else None
+
+    async def _fetch_projector(self, model: ModelInfo) -> None:
+        await self._projector_from_peers(model)
+        await self.look()
+        if model.fingerprint in self._mesh.me.projectors:
+            self._emit(f"the projector of {model.name} has arrived on this machine; its next start here will use it")
 
     async def _stop(self) -> None:
         if self._fetch_task:
@@ -141,8 +160,7 @@ class ModelFiles:
 
     async def _projector_from_peers(self, model: ModelInfo) -> None:
         """The nearest owner's, if any has one. A stage needs none, but may become the host later."""
-        present = self._mesh.membership.present()
-        known = [p for i in self._owners(model) if (p := present[i].projectors.get(model.fingerprint))]
+        known = self._projectors_of_owners(model)
         name = file_name(model.name)
         if not known or (models_folder() / name).exists():
             return
@@ -160,6 +178,11 @@ class ModelFiles:
             await Fetch(wanted, owners, self._open, progress, name).run()
         except MeshLlmError as error:
             self._emit(f"{error}; {model.name} will take no images here")
+
+    def _projectors_of_owners(self, model: ModelInfo) -> list[ProjectorInfo]:
+        """Nearest first."""
+        present = self._mesh.membership.present()
+        return [p for i in self._owners(model) if (p := present[i].projectors.get(model.fingerprint))]
 
     async def _from_peers(self, model: ModelInfo) -> None:
         announced = 0.0

@@ -54,13 +54,12 @@ ONCE_CRASHED = (("-b", "STAGE0", "-a", "^(llada|llada-moe|dream|rnd1|hy_v4)$"), 
 
 def main(regex: str = ".*", seed: str = "1") -> int:
     """Prints everything; the exit status."""
-    forms: tuple[tuple[str, tuple[str, ...], bool], ...]
-    forms = (
+    forms: list[tuple[str, tuple[str, ...], bool]] = [
         ("each device alone, and each tensor split over both stages (Meta)", ("-a", regex), False),
         ("two stages and the host", ("-b", "STAGE0", "-a", regex), True),
         ("embedding models and others over one stage", ("--others", "-a", regex), False),
         ("embedding models and others over two stages and the host", ("--others", "-a", regex), True),
-    )
+    ]
     failed = False
     with tempfile.TemporaryDirectory(prefix="mesh-archs-") as folder, two_stages(Path(folder)) as (environment, _):
         for title, arguments, ring in forms:
