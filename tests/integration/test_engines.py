@@ -60,7 +60,16 @@ def test_a_conversation_comes_back_from_memory_and_from_a_file(model: Path, tmp_
     assert [answer["computed"] for answer in answers[1][2:]] == [1, 1]
 
 
-@pytest.mark.parametrize("options", [("-ctk", "q8_0", "-ctv", "q8_0", "-fa", "on"), ("-fa", "off", "-ctk", "q4_0")])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("-ctk", "q8_0", "-ctv", "q8_0", "-fa", "on"),
+        ("-fa", "off", "-ctk", "q4_0"),
+        ("-ctk", "bf16", "-ctv", "bf16"),
+        ("-ctk", "q8_0", "-ctv", "q5_1"),
+        ("-ctk", "q4_0", "-ctv", "iq4_nl"),
+    ],
+)
 def test_types_of_the_kv_cache(model: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
     with plain_and_split(model, tmp_path, options) as engines:
         alone, split = (ask(engine, WORDS * 2) for engine in engines)
