@@ -7,7 +7,7 @@ from meshllm.models.capability import Pooling, is_encoder, pooling_of
 from meshllm.models.store import Model
 
 _DEFAULT_BATCH = 512  # llama-server's own --ubatch-size
-_MAX_BATCH = 8192  # whose attention mask alone has 128 MB
+_MAX_BATCH = 4096  # a model of the size of BGE-M3 takes 288 MiB of each stage for it, for 8192 832
 
 
 def embedding_arguments(model: Model) -> list[str]:

@@ -26,11 +26,11 @@ def model(architecture: str, pooling: Pooling | None = None, n_ctx: int = 512, t
         (model("bert"), "--embedding --pooling mean"),
         (model("bert", Pooling.NONE), "--embedding --pooling mean"),
         (model("nomic-bert", Pooling.MEAN, 2048), "--embedding --batch-size 2048 --ubatch-size 2048"),
-        (model("modern-bert", Pooling.CLS, 65536), "--embedding --batch-size 8192 --ubatch-size 8192"),
+        (model("modern-bert", Pooling.CLS, 65536), "--embedding --batch-size 4096 --ubatch-size 4096"),
         (model("qwen3", Pooling.LAST, 32768), "--embedding"),
         (model("llama", Pooling.MEAN, 4096), "--embedding --batch-size 4096 --ubatch-size 4096"),
         (model("qwen3", Pooling.RANK, 32768), "--rerank"),
-        (model("bert", None, 8192, "cls.weight"), "--rerank --batch-size 8192 --ubatch-size 8192"),
+        (model("bert", None, 8192, "cls.weight"), "--rerank --batch-size 4096 --ubatch-size 4096"),
     ],
 )
 def test_the_options_that_a_model_needs(served: Model, expected: str) -> None:
