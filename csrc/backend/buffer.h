@@ -3,6 +3,7 @@
 
 #include "backend/graph_cache.h"
 #include "backend/read_ahead.h"
+#include "backend/step_results.h"
 #include "backend/weights.h"
 
 #include <ggml-backend-impl.h>
@@ -24,7 +25,8 @@ struct Stage {
     Ring * ring;
     std::shared_ptr<StageLink> link;
     std::unique_ptr<GraphCache> graphs;
-    ReadAhead ahead;
+    std::unique_ptr<ReadAhead> reads;
+    std::unique_ptr<StepResults> results;
     const Weights * weights = nullptr;
     std::map<AllocKey, uint64_t> alloc_sizes; // guarded by the link's mutex, as is what follows
     std::unordered_map<std::string, bool> supported_ops;
@@ -42,7 +44,7 @@ struct Ring {
 
     bool lost() const;
     /// Fetches what llama.cpp is going to read from stages; after all that they send each other.
-    void read_ahead();
+    void fetch_results();
     /// Whether a stage has refused a graph since this was last asked; all stages have recovered then.
     bool take_refusal();
 };
@@ -68,6 +70,9 @@ wire::ByteRange range_of(const ggml_tensor * tensor, size_t offset, size_t size)
 /// Queue a write of, or a read from, a tensor; inside link->guarded().
 void queue_set(Stage & stage, const ggml_tensor * tensor, const void * data, size_t offset, size_t size);
 void queue_get(Stage & stage, const ggml_tensor * tensor, void * data, size_t offset, size_t size);
+
+/// Copies between two tensors of one stage, without a wait. False when its server cannot.
+bool queue_copy(Stage & stage, const ggml_tensor * src, const ggml_tensor * dst);
 
 ggml_backend_buffer_type_i stage_buffer_type_interface();
 

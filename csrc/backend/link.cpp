@@ -191,7 +191,7 @@ void StageLink::end_error() {
 
 void StageLink::recover() {
     refused_ = false;
-    if (server_.version >= 2) {
+    if (version() >= 2) {
         send(wire::Command::recover, {});
     }
 }

@@ -27,7 +27,8 @@ class StageLink : public wire::AddressMap {
 
     const std::string & label() const { return label_; } // "STAGE0"
     const StageConfig & config() const { return config_; }
-    bool mesh() const { return server_.mesh; } // else a stock ggml-rpc-server
+    bool mesh() const { return server_.mesh; }           // else a stock ggml-rpc-server
+    uint16_t version() const { return server_.version; } // of the extensions
     const wire::DeviceInfo & device() const { return server_.devices[config_.device]; }
     const wire::Key & session_key() const { return server_.session_key; }
     uint32_t graph_slots() const { return server_.graph_slots; }

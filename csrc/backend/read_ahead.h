@@ -1,39 +1,42 @@
-// Results that llama.cpp reads back from stages after each step, such as the hidden states that a draft is fed with.
-// They are asked for while the step is computed, so that reading them costs no round trip of its own.
+// Reads of one stage that follow each other at a constant stride, several at a time.
+//
+// llama.cpp reads a state (a context checkpoint, a prompt for its cache, a saved slot) tensor by tensor and waits for
+// each: at 20 ms of RTT 72 tensors take 1.5 s. The tensors of a state lie at equal distances in their buffer, which are
+// learnt from the first state that is read. What is read ahead is used only while no other command has been sent.
 #pragma once
 
-#include <ggml-impl.h>
-
-#include <string>
-#include <thread>
-#include <unordered_map>
-#include <vector>
+#include "backend/link.h"
 
 namespace meshllm::backend {
 
-struct Stage;
-
-/// Of one stage; to be used inside its link's guarded().
 class ReadAhead {
   public:
-    /// Notes which results of `graph` will be read, from what was read of earlier ones.
-    void expect(const ggml_cgraph * graph);
-    /// Asks for what this thread expects. The stage sends it before it does anything else, and so may be held up until
-    /// it is received: other stages must not wait for something that is asked of it later.
-    void request(Stage & stage);
-    void receive(Stage & stage);
-    /// Copies a result that was received; false when it was not expected, as when it is read for the first time.
-    bool take(const ggml_tensor * tensor, void * data, size_t offset, size_t size);
+    explicit ReadAhead(StageLink & link) : link_(link) {}
+
+    /// Reads `range` of a buffer of `buffer_size` bytes; call inside link.guarded().
+    void get(const wire::ByteRange & range, uint64_t buffer_size, void * out);
 
   private:
-    enum class State { idle, expected, requested, received, taken };
-    struct Result {
-        State state = State::idle;
-        const ggml_tensor * tensor = nullptr;
-        std::thread::id reader;
-        std::vector<uint8_t> bytes;
+    struct Habit {           // of a buffer's readers
+        uint64_t stride = 0; // bytes, modulo 2^64
+        size_t window = 0;   // blocks to request ahead
     };
-    std::unordered_map<std::string, Result> results_; // by the tensor's name
+    struct Block {
+        wire::ByteRange range;
+        wire::Bytes bytes;
+        uint64_t ticket;
+    };
+    bool take(const wire::ByteRange & range, void * out);
+    void drop();
+    const Habit & learn(const wire::ByteRange & range);
+    void request(wire::ByteRange next, const Habit & habit, uint64_t buffer_size);
+
+    StageLink & link_;
+    std::deque<Block> blocks_;
+    bool taken_ = false; // one of those that were requested last
+    std::unordered_map<uint64_t, Habit> habits_;
+    wire::ByteRange last_{};
+    uint64_t frames_ = 0; // that had been sent when `last_` was read
 };
 
 } // namespace meshllm::backend

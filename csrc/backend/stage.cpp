@@ -63,7 +63,8 @@ void set_tensor_async(ggml_backend_t backend, ggml_tensor * tensor, const void *
 void get_tensor_async(ggml_backend_t backend, const ggml_tensor * tensor, void * data, size_t offset, size_t size) {
     Stage & stage = *stage_of(backend);
     stage.link->guarded([&] {
-        if (!stage.ahead.take(tensor, data, offset, size)) {
+        const bool output = (tensor->flags & GGML_TENSOR_FLAG_OUTPUT) != 0 && stage.link->mesh();
+        if (!output || !stage.results->take(tensor->name, range_of(tensor, offset, size), data)) {
             queue_get(stage, tensor, data, offset, size);
         }
     });
@@ -82,7 +83,7 @@ ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph * graph) {
     const bool ok = stage.link->guarded([&] {
         if (graph->n_nodes > 0) {
             stage.graphs->compute(graph);
-            stage.ahead.expect(graph);
+            stage.results->expect(graph);
         }
     });
     return ok ? GGML_STATUS_SUCCESS : GGML_STATUS_FAILED;
@@ -172,7 +173,7 @@ bool cpy_tensor_async(ggml_backend_t backend_src, ggml_backend_t backend_dst, co
     }
     if (const BufferContext * from = stage_buffer(memory_of(src))) {
         if (from->stage == &to) {
-            return false;
+            return queue_copy(to, src, dst);
         }
         copy_between(*from->stage, to, src, dst);
         return true;
@@ -381,12 +382,12 @@ bool Ring::lost() const {
 
 // Received in the order of the ring: a stage that is held up until its reply is read must not keep the next ones, whose
 // replies are waited for, from what they await.
-void Ring::read_ahead() {
+void Ring::fetch_results() {
     for (Stage * stage : stages) {
-        stage->link->guarded([&] { stage->ahead.request(*stage); });
+        stage->link->guarded([&] { stage->results->request(); });
     }
     for (Stage * stage : stages) {
-        stage->link->guarded([&] { stage->ahead.receive(*stage); });
+        stage->link->guarded([&] { stage->results->receive(); });
     }
 }
 

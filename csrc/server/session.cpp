@@ -175,8 +175,8 @@ void Session::fail(const std::string & why) {
     peers_.clear();
 }
 
-/// Whether a fault in this command concerns one graph only. A session whose first graph is refused fails: on such a stage
-/// nothing works.
+/// Whether a fault in this command concerns one graph only. A session whose first graph is refused fails: on such a
+/// stage nothing works.
 bool Session::refuse(Command command, const std::string & why) {
     if (version_ < 2 || !computed_ || (command != Command::graph_put && command != Command::graph_run)) {
         return false;
@@ -295,6 +295,13 @@ void Session::dispatch_mesh(Command command) {
     case Command::set_bytes: {
         const auto h = head<wire::SetBytesHead>();
         return set_data({h.buffer, h.offset, remaining_});
+    }
+    case Command::copy_bytes: {
+        const auto r = request_as<wire::CopyBytes>();
+        if (!copy(r.from, {r.to_buffer, r.to_offset, r.from.size})) {
+            throw ProtocolError("a range is copied onto itself");
+        }
+        return;
     }
     case Command::get_bytes:
         return send_data(request_as<wire::ByteRange>());

@@ -74,6 +74,7 @@ class Session {
     void set_data(const wire::ByteRange & range);
     void send_data(const wire::ByteRange & range);
     void copy_tensor(const wire::CopyTensor & request);
+    bool copy(const wire::ByteRange & from, const wire::ByteRange & to);
     void fill(const wire::ByteRange & range, uint8_t value);
     void init_tensor(const wire::StockTensor & tensor);
     uint64_t alloc_size(const wire::AllocSizeRequest & request);

@@ -100,12 +100,19 @@ void Session::copy_tensor(const wire::CopyTensor & request) {
     const size_t size = ggml_nbytes(s);
     // The client itself copies anything but two contiguous tensors of equal size.
     const bool plain = ggml_is_contiguous(s) && ggml_is_contiguous(d) && ggml_nbytes(d) == size;
-    if (plain) {
-        wire::Bytes bytes(size);
-        read_bytes(buffers_.at(src.buffer), src.offset, bytes.data(), size);
-        write_bytes(buffers_.at(dst.buffer), dst.offset, bytes.data(), size);
+    const bool copied = plain && copy({src.buffer, src.offset, size}, {dst.buffer, dst.offset, size});
+    reply_with(static_cast<uint8_t>(copied));
+}
+
+/// False when the ranges overlap.
+bool Session::copy(const wire::ByteRange & from, const wire::ByteRange & to) {
+    const Buffers::Entry & source = buffers_.checked(from);
+    const Buffers::Entry & target = buffers_.checked(to);
+    if (from.buffer == to.buffer && from.offset < to.offset + to.size && to.offset < from.offset + from.size) {
+        return false;
     }
-    reply_with(static_cast<uint8_t>(plain));
+    copy_bytes(source, from.offset, target, to.offset, from.size);
+    return true;
 }
 
 void Session::init_tensor(const wire::StockTensor & stock) {

@@ -3,7 +3,8 @@
 // A request is   | command (1 byte) | size (8 bytes) | payload |
 // and a reply is                    | size (8 bytes) | payload |
 // in little-endian order. In an extended session the top bit of a reply's size marks an error, and the next one that it
-// is a refusal, which leaves the session alive: the payload is then one line of text. docs/protocol.md has the table of all commands.
+// is a refusal, which leaves the session alive: the payload is then one line of text. docs/protocol.md has the table of
+// all commands.
 #pragma once
 
 #include "wire/bytes.h"
@@ -49,6 +50,7 @@ enum class Command : uint8_t {
     peer_error = 76,
     recover = 77,      // since version 2
     peer_refused = 78, // since version 2
+    copy_bytes = 79,   // since version 2
 };
 
 constexpr uint8_t stock_major = 7, stock_minor = 0, stock_patch = 0; // RPC_PROTO_*_VERSION in ggml-rpc.h
@@ -177,6 +179,12 @@ struct ByteRange { // of a buffer; the payload of get_bytes, and the head of set
     uint64_t buffer, offset, size;
 };
 static_assert(sizeof(ByteRange) == 24);
+
+struct CopyBytes {
+    ByteRange from;
+    uint64_t to_buffer, to_offset;
+};
+static_assert(sizeof(CopyBytes) == 40);
 
 struct SetBytesHead { // data follows
     uint64_t buffer, offset;

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from meshllm import rpc
-from meshllm.engine.counters import LinkState, read_counters
 from support.damage import DamagingLink
 from support.engines import Engine, engine
+
+from meshllm import rpc
+from meshllm.engine.counters import LinkState, read_counters
 
 OPTIONS = ("-np", "2", "-b", "64", "-ub", "32")
 KEPT, REFUSED = "Rome was not built in a day. " * 8, "The sun is hot, and the moon is not. " * 12

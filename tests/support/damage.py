@@ -21,7 +21,7 @@ class DamagingLink:
         self._armed = threading.Event()
         self._sockets: list[socket.socket] = [self._listener]
         self._threads: list[threading.Thread] = []
-        self.address = "127.0.0.1:{}".format(self._listener.getsockname()[1])
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
 
     def damage_next_graph(self) -> None:
         """The next graph that is sent names a device that does not exist."""

@@ -22,7 +22,11 @@ def test_missing_or_unfinished_files_read_as_starting(tmp_path: Path) -> None:
     assert read_counters(path) == Counters()
 
 
-@given(st.lists(st.integers(0, 2**64 - 1), min_size=N_COUNTERS, max_size=N_COUNTERS), st.sampled_from(LinkState), st.text(max_size=100))
+@given(
+    st.lists(st.integers(0, 2**64 - 1), min_size=N_COUNTERS, max_size=N_COUNTERS),
+    st.sampled_from(LinkState),
+    st.text(max_size=100),
+)
 def test_what_was_written_is_read(numbers: list[int], state: LinkState, error: str) -> None:
     data = bytearray(8192)
     struct.pack_into("<8sII", data, 0, b"MLCOUNT1", 2, state)
