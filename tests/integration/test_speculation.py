@@ -72,7 +72,11 @@ def test_drafts_that_are_fed_with_states_of_layers_on_stages(model: Path, tmp_pa
         greedy = engine.api.complete(CODE, 40, return_tokens=True)["tokens"]
     with plain_and_split(model, tmp_path, options) as (alone, split):
         expected, found = (answer(engine, CODE, 40) for engine in (alone, split))
-    assert found == expected and found["tokens"] == greedy and found["draft_n"] > 40
+        before = split.waits()
+        again = answer(split, CODE, 40)
+        waits = split.waits() - before
+    assert found == expected == again and found["tokens"] == greedy and found["draft_n"] > 40
+    assert waits <= 2 * (40 - found["draft_n_accepted"]) + 12  # one for each stage: the states come with the result
 
 
 @pytest.mark.parametrize("kind", ["ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-mod", "ngram-cache"])
