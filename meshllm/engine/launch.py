@@ -18,8 +18,13 @@ from meshllm.errors import EngineError
 from meshllm.mesh.engine_status import EngineStage, StageCounters
 from meshllm.models.store import Model, Projector
 
-# The host's prompt cache and checkpoints would read the stages' KV cache back over the network.
-_STAGE_OPTIONS = ("-ngl", "999", "--fit", "off", "--cache-ram", "0", "--ctx-checkpoints", "0")
+# llama-server's prompt cache would read the KV cache of whole conversations back over the network.
+_STAGE_OPTIONS = ("-ngl", "999", "--fit", "off", "--cache-ram", "0")
+# Without a checkpoint of what cannot be cut back (recurrent states, sliding windows) a prompt that differs before its end
+# is computed from the start: each turn with a model whose reasoning is left out of the next prompt. It is a copy on the
+# host, of 20 to 450 MB for today's models, at up to three a prompt; over a link that is not local the copies cost more.
+_N_CHECKPOINTS = 8  # a conversation; each takes host memory
+_LOCAL_RTT_S = 0.005
 # By default llama-server gives the projector, also one that the user names, to its first device, a stage: weights and
 # images would cross the network, and convolutions, which stages do not compute, would come back.
 _PROJECTOR_ON_HOST = ("--mmproj-device", "HOST")
@@ -81,6 +86,7 @@ class LaunchSpec:
     host_device: str
     extra_args: tuple[str, ...]
     speculation: Speculation | None = None
+    n_checkpoints: int = 0  # with stages
 
     @property
     def projector(self) -> Projector | None:
@@ -97,6 +103,7 @@ class LaunchSpec:
                 devices.append("HOST")
             layers = [*(stage.n_layers for stage in self.stages), self.host_layers]
             args += ["--device", ",".join(devices), "--tensor-split", tensor_split(layers), *_STAGE_OPTIONS]
+            args += ["--ctx-checkpoints", str(self.n_checkpoints)]
             args += [*_PROJECTOR_ON_HOST, *_DRAFT_ON_HOST]
         args += embedding_arguments(self.model)
         if self.projector:
@@ -147,7 +154,11 @@ def make_launch_spec(
     device_name = host_device or _best_device()
     if chosen_by_user(extra_args) or (speculation and speculation.by_default and stages and not suits_stages(model)):
         speculation = None
-    return LaunchSpec(model, binaries, tuple(stages), layers[-1], device_name, tuple(extra_args), speculation)
+    local = all(0 < server.info.rtt_s <= _LOCAL_RTT_S for server in servers)
+    n_checkpoints = _N_CHECKPOINTS if local else 0
+    return LaunchSpec(
+        model, binaries, tuple(stages), layers[-1], device_name, tuple(extra_args), speculation, n_checkpoints
+    )
 
 
 def takes_projector(extra_args: Sequence[str]) -> bool:

@@ -25,10 +25,10 @@ def loaded(model: Path) -> Model:
     return load_model(model)
 
 
-def server(name: str, *free_gb: float, models: tuple[str, ...] = ()) -> StageServer:
+def server(name: str, *free_gb: float, models: tuple[str, ...] = (), rtt_s: float = 0.001) -> StageServer:
     devices = tuple(rpc.DeviceInfo("CPU", "its CPU", "CPU", int(gb * GB), int(gb * GB)) for gb in free_gb)
     return StageServer(
-        StageAddress(name, f"/s/{name}", f"{name}:1"), rpc.ServerInfo("mesh", devices, frozenset(models))
+        StageAddress(name, f"/s/{name}", f"{name}:1"), rpc.ServerInfo("mesh", devices, frozenset(models), rtt_s)
     )
 
 
@@ -65,6 +65,13 @@ def test_stages_share_by_their_free_memory(loaded: Model) -> None:
     assert value_of(command, "--device") == "STAGE0,STAGE1,STAGE2,HOST"
     assert value_of(command, "--tensor-split") == "10,6,14,1"
     assert value_of(command, "-ngl") == "999" and value_of(command, "--fit") == "off"
+
+
+@pytest.mark.parametrize(("rtts_s", "n"), [((0.001, 0.002), "8"), ((0.001, 0.03), "0"), ((0.001, 0.0), "0")])
+def test_checkpoints_of_states_are_for_near_stages(loaded: Model, rtts_s: tuple[float, ...], n: str) -> None:
+    """A stock server does not say how far it is."""
+    spec = make(loaded, *(server(f"s{i}", 1, rtt_s=rtt_s) for i, rtt_s in enumerate(rtts_s)))
+    assert value_of(spec.command(Path("/s")), "--ctx-checkpoints") == n
 
 
 def test_tensors_are_split_over_stages_alone(loaded: Model) -> None:
