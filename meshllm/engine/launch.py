@@ -20,9 +20,9 @@ from meshllm.models.store import Model, Projector
 
 # llama-server's prompt cache would read the KV cache of whole conversations back over the network.
 _STAGE_OPTIONS = ("-ngl", "999", "--fit", "off", "--cache-ram", "0")
-# Without a checkpoint of what cannot be cut back (recurrent states, sliding windows) a prompt that differs before its end
-# is computed from the start: each turn with a model whose reasoning is left out of the next prompt. It is a copy on the
-# host, of 20 to 450 MB for today's models, at up to three a prompt; over a link that is not local the copies cost more.
+# Without a checkpoint of what cannot be cut back (recurrent states, sliding windows) a prompt that differs before its
+# end is computed from the start: each turn with a model whose reasoning is left out of the next prompt. It is a copy on
+# the host, of 20 to 450 MB for today's models, up to three a prompt; over a link that is not local they cost more.
 _N_CHECKPOINTS = 8  # a conversation; each takes host memory
 _LOCAL_RTT_S = 0.005
 # By default llama-server gives the projector, also one that the user names, to its first device, a stage: weights and
