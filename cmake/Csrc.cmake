@@ -25,3 +25,16 @@ target_link_libraries(ggml-mesh PRIVATE mesh_wire mesh_channel mesh_gguf mesh_co
 
 add_executable(mesh-llm-leash ${CMAKE_SOURCE_DIR}/csrc/leash/leash.cpp)
 target_compile_options(mesh-llm-leash PRIVATE -Wall -Wextra -Werror)
+
+# What a model takes, asked of llama.cpp itself; its headers outside llama.h are not for -Werror.
+add_executable(mesh-llm-measure ${CMAKE_SOURCE_DIR}/csrc/measure/measure.cpp ${CMAKE_SOURCE_DIR}/csrc/measure/figures.cpp)
+target_compile_options(mesh-llm-measure PRIVATE -Wall -Wextra -Werror)
+target_include_directories(mesh-llm-measure PRIVATE ${CMAKE_SOURCE_DIR}/csrc)
+foreach(folder . include common vendor tools/mtmd)
+    target_include_directories(mesh-llm-measure SYSTEM PRIVATE ${MESH_LLAMA_SOURCE}/${folder})
+endforeach()
+foreach(library llama llama-common mtmd)
+    target_link_libraries(mesh-llm-measure PRIVATE
+        ${MESH_ENGINE}/${CMAKE_SHARED_LIBRARY_PREFIX}${library}${CMAKE_SHARED_LIBRARY_SUFFIX})
+endforeach()
+target_link_libraries(mesh-llm-measure PRIVATE ggml ggml-base ggml-cpu)
