@@ -4,6 +4,7 @@
 #include <ggml-cpu.h>
 
 #include <array>
+#include <cctype>
 
 namespace meshllm::measure {
 
@@ -14,6 +15,7 @@ constexpr int host_index = 1;
 constexpr std::array<const char *, n_devices> names = {"STAGE0", "HOST"};
 
 std::map<std::string, size_t> sizes;
+int layers_of_stage = 0;
 
 int index_of(ggml_backend_dev_t device) {
     return static_cast<int>(reinterpret_cast<size_t>(device->context));
@@ -122,8 +124,30 @@ ggml_backend_buffer_type_t buffer_type(ggml_backend_dev_t device) {
     const int index = index_of(device);
     return index == host_index ? ggml_backend_cpu_buffer_type() : &buffer_types[index];
 }
-bool supports_op(ggml_backend_dev_t /*device*/, const ggml_tensor * op) {
-    return ggml_backend_dev_supports_op(cpu(), op);
+/// llama.cpp assigns the first and the last operation of a layer to the layer's device, but forgets that when it plans
+/// without allocating (ggml_backend_sched_reserve_size resets it): so the other device does not take them.
+bool is_of_other(ggml_backend_dev_t device, const std::string & name) {
+    const size_t dash = name.find('-');
+    const std::string stem = name.substr(0, dash);
+    if (dash == std::string::npos || (stem != "norm" && stem != "l_last") || !std::isdigit(name[dash + 1])) {
+        return false;
+    }
+    return (std::stoi(name.substr(dash + 1)) < layers_of_stage) == (index_of(device) == host_index);
+}
+bool supports_op(ggml_backend_dev_t device, const ggml_tensor * op) {
+    if (is_of_other(device, op->name)) {
+        return false;
+    }
+    ggml_tensor copy = *op; // the CPU refuses memory that is not the host's
+    std::array<ggml_tensor, GGML_MAX_SRC> sources;
+    for (int i = 0; i < GGML_MAX_SRC; i++) {
+        if (op->src[i] != nullptr) {
+            sources[i] = *op->src[i];
+            sources[i].buffer = nullptr;
+            copy.src[i] = &sources[i];
+        }
+    }
+    return ggml_backend_dev_supports_op(cpu(), &copy);
 }
 bool supports_buffer_type(ggml_backend_dev_t device, ggml_backend_buffer_type_t type) {
     return type == buffer_type(device) || (index_of(device) == host_index && ggml_backend_buft_is_host(type));
@@ -172,6 +196,10 @@ ggml_backend_reg registry = {GGML_BACKEND_API_VERSION, {registry_name, count, ge
 
 const std::map<std::string, size_t> & placed() {
     return sizes;
+}
+
+void share(int n_of_stage) {
+    layers_of_stage = n_of_stage;
 }
 
 void forget() {

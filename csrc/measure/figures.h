@@ -19,4 +19,7 @@ void forget();
 /// Device 0 has memory of its own, like a stage; device 1 has the CPU's memory, like HOST.
 ggml_backend_dev_t figure_device(int index);
 
+/// The first layers are on device 0, the others on device 1.
+void share(int n_of_stage);
+
 } // namespace meshllm::measure

@@ -14,7 +14,7 @@
 #include <src/llama-ext.h>
 
 #include <algorithm>
-#include <cmath>
+#include <climits>
 #include <cstdio>
 #include <memory>
 #include <stdexcept>
@@ -81,18 +81,20 @@ Sums sums(const llama_context * context) {
     return found;
 }
 
-/// The model laid out on `devices` by `split`, or on the CPU. `visit` sees each context.
+/// The model laid out on `devices`, or on the CPU. `visit` sees each context.
+/// `split`: layers of each device; the output layer is one more of the last.
 template <typename Visit>
-void plan(const common_params & params, std::vector<ggml_backend_dev_t> devices, const std::vector<float> & split,
+void plan(const common_params & params, std::vector<ggml_backend_dev_t> devices, const std::vector<int> & split,
           Visit visit) {
     common_params copy = params;
-    devices.push_back(nullptr);
     auto model_params = common_model_params_to_llama(copy);
+    model_params.n_gpu_layers = devices.empty() ? 0 : 999;
+    devices.push_back(nullptr);
     model_params.devices = devices.data();
-    model_params.n_gpu_layers = devices.size() > 1 ? 9999 : 0;
     std::vector<float> shares(llama_max_devices(), 0.0F);
-    std::copy(split.begin(), split.end(), shares.begin());
+    std::transform(split.begin(), split.end(), shares.begin(), [](int n) { return static_cast<float>(n); });
     model_params.tensor_split = shares.data();
+    meshllm::measure::share(split.empty() ? INT_MAX : split.front());
     model_params.no_alloc = true;
     model_params.load_mode = LLAMA_LOAD_MODE_NONE;
     const std::unique_ptr<llama_model, decltype(&llama_model_free)> model(
@@ -116,6 +118,14 @@ void plan(const common_params & params, std::vector<ggml_backend_dev_t> devices,
 int layer_of(const std::string & name) {
     const size_t at = name.rfind("blk.", 0) == 0 ? 4 : name.rfind("cache_", 0) == 0 ? name.rfind("_l") + 2 : 0;
     return at < 2 || at >= name.size() || name[at] < '0' || name[at] > '9' ? -1 : std::stoi(name.substr(at));
+}
+
+void keep_larger(json & sizes, size_t at, size_t size) {
+    if (at == sizes.size()) {
+        sizes.push_back(size);
+    } else {
+        sizes[at] = std::max(sizes[at].get<size_t>(), size);
+    }
 }
 
 json measure(const common_params & params) {
@@ -159,20 +169,18 @@ json measure(const common_params & params) {
         out["host_state"].push_back(found.host_context);
     });
     out["output_weights"] = output;
-    // Stage and HOST: as many layers as possible on the one, then on the other, since layers differ.
-    const float n = static_cast<float>(layers.size());
-    plan(params, {figure_device(0), figure_device(1)}, {std::max(n - 1, 1.0F), 2},
-         [&](const llama_model * /*model*/, const llama_context * context) {
-             const Sums found = sums(context);
-             out["compute_stage"].push_back(found.stage);
-             out["compute_host"].push_back(found.host);
-         });
-    size_t at = 0;
-    plan(params, {figure_device(0), figure_device(1)}, {1, std::max(n, 2.0F)},
-         [&](const llama_model * /*model*/, const llama_context * context) {
-             json & host = out["compute_host"][at++];
-             host = std::max(host.get<size_t>(), sums(context).host);
-         });
+    // A stage and HOST: as many layers as possible on the one, then on the other, since layers differ.
+    const int n = static_cast<int>(layers.size());
+    for (const int n_of_stage : {std::max(n - 1, 1), 1}) {
+        size_t at = 0;
+        plan(params, {figure_device(0), figure_device(1)}, {n_of_stage, n - n_of_stage + 1},
+             [&](const llama_model * /*model*/, const llama_context * context) {
+                 const Sums found = sums(context);
+                 keep_larger(out["compute_stage"], at, found.stage);
+                 keep_larger(out["compute_host"], at, found.host / 2); // HOST's and the CPU's are the same buffer
+                 at++;
+             });
+    }
     plan(params, {}, {}, [&](const llama_model * /*model*/, const llama_context * context) {
         out["compute_cpu"].push_back(sums(context).host);
     });
