@@ -64,7 +64,6 @@ struct Sums {
     size_t stage = 0;      // compute of a stage
     size_t host = 0;       // compute of the host or the CPU
     size_t host_model = 0; // weights outside the figure devices
-    size_t host_context = 0;
 };
 
 Sums sums(const llama_context * context) {
@@ -73,7 +72,6 @@ Sums sums(const llama_context * context) {
         if (ggml_backend_buft_is_host(type)) {
             found.host += bytes.compute;
             found.host_model += bytes.model;
-            found.host_context += bytes.context;
         } else {
             found.stage = std::max(found.stage, bytes.compute);
         }
@@ -132,8 +130,8 @@ json measure(const common_params & params) {
     json out = {{"n_ctx", params.n_ctx}, {"contexts", json::array()}, {"layers", json::array()}};
     json & layers = out["layers"];
     size_t n_contexts = 0;
-    size_t output = 0;
-    for (const char * key : {"compute_stage", "compute_host", "compute_alone", "compute_cpu", "host_state"}) {
+    size_t output = 0, tied = 0;
+    for (const char * key : {"compute_stage", "compute_host", "compute_alone", "compute_cpu"}) {
         out[key] = json::array();
     }
     // All on one device, to which each tensor is known by name.
@@ -147,15 +145,19 @@ json measure(const common_params & params) {
             }
             out["n_ctx_train"] = llama_model_n_ctx_train(model);
             out["host_weights"] = found.host_model;
+            const int n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(model));
+            out["logits"] = sizeof(float) * static_cast<size_t>(n_vocab) * static_cast<size_t>(params.n_outputs_max);
         }
-        output = 0;
+        output = tied = 0;
         for (auto & layer : layers) {
             layer["weights"] = 0;
             layer["state"].push_back(0);
         }
         for (const auto & [name, size] : placed()) {
             const int il = layer_of(name);
-            if (il < 0) {
+            if (name.rfind("token_embd", 0) == 0) {
+                tied += size;
+            } else if (il < 0) {
                 output += size;
             } else if (static_cast<size_t>(il) < layers.size()) {
                 json & layer = layers[static_cast<size_t>(il)];
@@ -166,9 +168,9 @@ json measure(const common_params & params) {
         n_contexts++;
         out["contexts"].push_back(llama_n_ctx(context));
         out["compute_alone"].push_back(found.stage + found.host);
-        out["host_state"].push_back(found.host_context);
     });
     out["output_weights"] = output;
+    out["tied_weights"] = tied; // a second copy of the embedding as output layer, where the host's device is a GPU
     // A stage and HOST: as many layers as possible on the one, then on the other, since layers differ.
     const int n = static_cast<int>(layers.size());
     for (const int n_of_stage : {std::max(n - 1, 1), 1}) {
