@@ -5,17 +5,18 @@
 
 #include <array>
 #include <cctype>
+#include <utility>
 
 namespace meshllm::measure {
 
 namespace {
 
-constexpr int n_devices = 2;
-constexpr int host_index = 1;
-constexpr std::array<const char *, n_devices> names = {"STAGE0", "HOST"};
+constexpr int n_devices = 3;
+constexpr int host_index = 2;
+constexpr std::array<const char *, n_devices> names = {"STAGE0", "STAGE1", "HOST"};
 
 std::map<std::string, size_t> sizes;
-int layers_of_stage = 0;
+std::vector<int> layers; // of each device
 
 int index_of(ggml_backend_dev_t device) {
     return static_cast<int>(reinterpret_cast<size_t>(device->context));
@@ -133,7 +134,12 @@ bool is_of_other(ggml_backend_dev_t device, const std::string & name) {
     if (dash == std::string::npos || (stem != "norm" && stem != "l_last") || !std::isdigit(name[dash + 1])) {
         return false;
     }
-    return (std::stoi(name.substr(dash + 1)) < layers_of_stage) == (index_of(device) == host_index);
+    int il = std::stoi(name.substr(dash + 1));
+    size_t index = 0;
+    while (index + 1 < layers.size() && il >= layers[index]) {
+        il -= layers[index++];
+    }
+    return index_of(device) != static_cast<int>(index);
 }
 bool supports_op(ggml_backend_dev_t device, const ggml_tensor * op) {
     if (is_of_other(device, op->name)) {
@@ -199,8 +205,8 @@ const std::map<std::string, size_t> & placed() {
     return sizes;
 }
 
-void share(int n_of_stage) {
-    layers_of_stage = n_of_stage;
+void share(std::vector<int> of_each) {
+    layers = std::move(of_each);
 }
 
 void forget() {

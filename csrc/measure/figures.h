@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <map>
 #include <string>
+#include <vector>
 
 namespace meshllm::measure {
 
@@ -16,10 +17,10 @@ namespace meshllm::measure {
 const std::map<std::string, size_t> & placed();
 void forget();
 
-/// Device 0 has memory of its own, like a stage; device 1 has the CPU's memory, like HOST.
+/// Devices 0 and 1 have memory of their own, like stages; device 2 has the CPU's memory, like HOST.
 ggml_backend_dev_t figure_device(int index);
 
-/// The first layers are on device 0, the others on device 1.
-void share(int n_of_stage);
+/// How many layers each device gets, in their order.
+void share(std::vector<int> of_each);
 
 } // namespace meshllm::measure

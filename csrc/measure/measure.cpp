@@ -14,7 +14,6 @@
 #include <src/llama-ext.h>
 
 #include <algorithm>
-#include <climits>
 #include <cstdio>
 #include <memory>
 #include <stdexcept>
@@ -92,7 +91,7 @@ void plan(const common_params & params, std::vector<ggml_backend_dev_t> devices,
     std::vector<float> shares(llama_max_devices(), 0.0F);
     std::transform(split.begin(), split.end(), shares.begin(), [](int n) { return static_cast<float>(n); });
     model_params.tensor_split = shares.data();
-    meshllm::measure::share(split.empty() ? INT_MAX : split.front());
+    meshllm::measure::share(split);
     model_params.no_alloc = true;
     model_params.load_mode = LLAMA_LOAD_MODE_NONE;
     const std::unique_ptr<llama_model, decltype(&llama_model_free)> model(
@@ -103,6 +102,7 @@ void plan(const common_params & params, std::vector<ggml_backend_dev_t> devices,
     auto context_params = common_context_params_to_llama(params);
     for (const uint32_t n_ctx : contexts) {
         context_params.n_ctx = n_ctx * (params.kv_unified ? 1 : static_cast<uint32_t>(params.n_parallel));
+        forget(); // recurrent states are placed now, the rest when it is asked for
         const std::unique_ptr<llama_context, decltype(&llama_free)> context(
             llama_init_from_model(model.get(), context_params), llama_free);
         if (!context) {
@@ -131,12 +131,11 @@ json measure(const common_params & params) {
     json & layers = out["layers"];
     size_t n_contexts = 0;
     size_t output = 0, tied = 0;
-    for (const char * key : {"compute_stage", "compute_host", "compute_alone", "compute_cpu"}) {
+    for (const char * key : {"compute_stage", "compute_host", "compute_alone", "compute_cpu", "compute_output"}) {
         out[key] = json::array();
     }
     // All on one device, to which each tensor is known by name.
     plan(params, {figure_device(0)}, {}, [&](const llama_model * model, const llama_context * context) {
-        forget();
         const Sums found = sums(context);
         if (layers.empty()) {
             const int n = llama_model_n_layer(model) + llama_model_n_layer_nextn(model);
@@ -171,18 +170,21 @@ json measure(const common_params & params) {
     });
     out["output_weights"] = output;
     out["tied_weights"] = tied; // a second copy of the embedding as output layer, where the host's device is a GPU
-    // A stage and HOST: as many layers as possible on the one, then on the other, since layers differ.
+    // Over stages and HOST, in several ways: what a device computes depends on the kinds of its layers, and on whether
+    // it is the first.
     const int n = static_cast<int>(layers.size());
-    for (const int n_of_stage : {std::max(n - 1, 1), 1}) {
+    const std::vector<ggml_backend_dev_t> devices = {figure_device(0), figure_device(1), figure_device(2)};
+    for (const std::vector<int> & split : {std::vector{n, 0, 1}, std::vector{n - n / 2, n / 2, 1}}) {
         size_t at = 0;
-        plan(params, {figure_device(0), figure_device(1)}, {n_of_stage, n - n_of_stage + 1},
-             [&](const llama_model * /*model*/, const llama_context * context) {
-                 const Sums found = sums(context);
-                 keep_larger(out["compute_stage"], at, found.stage);
-                 keep_larger(out["compute_host"], at, found.host / 2); // HOST's and the CPU's are the same buffer
-                 at++;
-             });
+        plan(params, devices, split, [&](const llama_model * /*model*/, const llama_context * context) {
+            const Sums found = sums(context);
+            keep_larger(out["compute_stage"], at, found.stage);
+            keep_larger(out["compute_output"], at++, found.host / 2); // HOST's and the CPU's are the same buffer
+        });
     }
+    plan(params, devices, {1, 0, n}, [&](const llama_model * /*model*/, const llama_context * context) {
+        out["compute_host"].push_back(sums(context).host / 2);
+    });
     plan(params, {}, {}, [&](const llama_model * /*model*/, const llama_context * context) {
         out["compute_cpu"].push_back(sums(context).host);
     });

@@ -46,6 +46,7 @@ class ModelMemory:
     projector_bytes: int
     stage_compute_bytes: tuple[int, ...]
     host_compute_bytes: tuple[int, ...]
+    output_compute_bytes: tuple[int, ...]  # on a host without layers
     cpu_compute_bytes: tuple[int, ...]  # without stages, on the CPU
     n_ctx: int  # that the arguments ask for; 0 for none
     n_ctx_train: int
@@ -71,7 +72,8 @@ class ModelMemory:
         n = len(self.layers)
         layers = sum(self.layer_bytes(il, n_ctx) for il in range(n - n_layers, n))
         own = self.embedding_bytes + self.output_bytes + self.logits_bytes + self.projector_bytes
-        compute = self._at(self.cpu_compute_bytes if alone else self.host_compute_bytes, n_ctx)
+        with_stages = self.host_compute_bytes if n_layers else self.output_compute_bytes
+        compute = self._at(self.cpu_compute_bytes if alone else with_stages, n_ctx)
         return layers + own + compute + (self.tied_bytes if on_gpu else 0)
 
     def _at(self, sizes: Sequence[int], n_ctx: int) -> int:
@@ -135,12 +137,13 @@ def _decode(value: Any) -> ModelMemory:
         projector_bytes=int(value["projector"]),
         stage_compute_bytes=tuple(map(int, value["compute_stage"])),
         host_compute_bytes=tuple(map(int, value["compute_host"])),
+        output_compute_bytes=tuple(map(int, value["compute_output"])),
         cpu_compute_bytes=tuple(map(int, value["compute_cpu"])),
         n_ctx=int(value["n_ctx"]),
         n_ctx_train=int(value["n_ctx_train"]),
     )
     lists = [memory.stage_compute_bytes, memory.host_compute_bytes, memory.cpu_compute_bytes]
-    lists += [layer.state_bytes for layer in memory.layers]
+    lists += [memory.output_compute_bytes, *(layer.state_bytes for layer in memory.layers)]
     if len(contexts) < 2 or not memory.layers or any(len(sizes) != len(contexts) for sizes in lists):
         raise ValueError("lists of different lengths")
     return memory
