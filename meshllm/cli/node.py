@@ -57,7 +57,8 @@ async def serve_node(config: ServeConfig) -> None:
                 threads=config.threads,
                 max_vram_bytes=int((config.max_vram or 0) * GB),
                 bin_dir=config.bin_dir,
-                engine_args=config.engine_args,
+                engine_args=config.llama_args,
+                min_ctx=config.min_ctx,
             )
             worker = Worker(worker_config, output.emit, output.progress, log_file)
         node_config = NodeConfig(

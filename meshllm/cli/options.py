@@ -114,7 +114,14 @@ class ServeConfig:
     engine_log: Path | None
     log_json: bool
     verbose: bool
+    ctx: int | None
+    min_ctx: int
     engine_args: tuple[str, ...]
+
+    @property
+    def llama_args(self) -> tuple[str, ...]:
+        """Options of llama-server; what the user gives after -- comes last."""
+        return (*(("-c", str(self.ctx)) if self.ctx else ()), *self.engine_args)
 
     @property
     def draft_tokens(self) -> int | None:

@@ -113,6 +113,20 @@ _engine = partial(option, group="Engine")
 @max_vram(group="Engine")
 @threads(group="Engine")
 @_engine(
+    "--ctx",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Tokens of context; default: the model's own, or as many as fit when it is split.",
+)
+@_engine(
+    "--min-ctx",
+    type=click.IntRange(min=1),
+    default=4096,
+    show_default=True,
+    metavar="N",
+    help="Do not serve a split model with less context than this, unless its own is shorter.",
+)
+@_engine(
     "--bin-dir",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="FOLDER",

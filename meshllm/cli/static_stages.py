@@ -74,7 +74,7 @@ async def serve_static_stages(config: ServeConfig) -> None:
             servers=servers,
             split=config.tensor_split,
             host_device=config.device,
-            extra_args=config.engine_args,
+            extra_args=config.llama_args,
             speculation=speculation,
         )
         engine = Engine(spec, output.emit, output.progress, log_file)

@@ -87,6 +87,7 @@ class LaunchSpec:
     extra_args: tuple[str, ...]
     speculation: Speculation | None = None
     n_checkpoints: int = 0  # with stages
+    n_ctx: int = 0  # with stages, if the user has not chosen it; 0 for the model's own
 
     @property
     def projector(self) -> Projector | None:
@@ -99,10 +100,11 @@ class LaunchSpec:
         args += ["--host", str(socket), "--log-verbosity", "4", "--offline"]
         if self.stages:
             devices = [f"STAGE{i}" for i in range(len(self.stages))]
-            if not _splits_tensors(self.extra_args):
+            if not splits_tensors(self.extra_args):
                 devices.append("HOST")
             layers = [*(stage.n_layers for stage in self.stages), self.host_layers]
             args += ["--device", ",".join(devices), "--tensor-split", tensor_split(layers), *_STAGE_OPTIONS]
+            args += ["-c", str(self.n_ctx)] if self.n_ctx else []
             args += ["--ctx-checkpoints", str(self.n_checkpoints)]
             args += [*_PROJECTOR_ON_HOST, *_DRAFT_ON_HOST]
         args += embedding_arguments(self.model)
@@ -110,6 +112,13 @@ class LaunchSpec:
             args += ["--mmproj", self.projector.file]
         if self.speculation:
             args += self.speculation.arguments(on_cpu=self.host_device == "CPU")
+        return [*args, *self.extra_args]
+
+    def plan_arguments(self) -> list[str]:
+        """Those that say what memory the model takes, without devices and files other than the model's."""
+        args = ["--model", self.model.files[0], "--offline", *embedding_arguments(self.model)]
+        if self.projector:
+            args += ["--mmproj", self.projector.file]
         return [*args, *self.extra_args]
 
     def backend_config(self, counters: Path) -> bytes:
@@ -166,7 +175,7 @@ def takes_projector(extra_args: Sequence[str]) -> bool:
     return not set(_NO_PROJECTOR) & set(extra_args)
 
 
-def _splits_tensors(extra_args: Sequence[str]) -> bool:
+def splits_tensors(extra_args: Sequence[str]) -> bool:
     """Whether the user splits each tensor over the devices; llama.cpp then takes no device with the CPU's buffers."""
     given = set(pairwise(extra_args))
     return bool(given & {("-sm", "tensor"), ("--split-mode", "tensor")})

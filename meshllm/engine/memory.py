@@ -67,14 +67,15 @@ class ModelMemory:
         layers = sum(self.layer_bytes(il, n_ctx) for il in range(first, first + n_layers))
         return layers + self._at(self.stage_compute_bytes, n_ctx)
 
-    def host_bytes(self, n_layers: int, n_ctx: int, on_gpu: bool = False, alone: bool = False) -> int:
-        """On the host with the last layers; embedding, output layer, logits and projector are its own."""
+    def host_bytes(self, n_layers: int, n_ctx: int, alone: bool = False) -> int:
+        """On the host with the last layers; output layer, logits and projector are its own. Without the embedding,
+        which llama.cpp maps from the file."""
         n = len(self.layers)
         layers = sum(self.layer_bytes(il, n_ctx) for il in range(n - n_layers, n))
-        own = self.embedding_bytes + self.output_bytes + self.logits_bytes + self.projector_bytes
+        own = self.output_bytes + self.logits_bytes + self.projector_bytes
         with_stages = self.host_compute_bytes if n_layers else self.output_compute_bytes
         compute = self._at(self.cpu_compute_bytes if alone else with_stages, n_ctx)
-        return layers + own + compute + (self.tied_bytes if on_gpu else 0)
+        return layers + own + compute
 
     def _at(self, sizes: Sequence[int], n_ctx: int) -> int:
         """Between two contexts that were measured: the larger of several graphs, so never more than the chord."""

@@ -45,6 +45,7 @@ class Group:
     stages: tuple[str, ...]
     shares: tuple[float, ...]
     memory_bytes: int  # of all of them
+    by_hand: bool = False  # the shares are the user's
 
     @property
     def nodes(self) -> tuple[str, ...]:
@@ -246,5 +247,6 @@ def _group(model: ModelInfo, host: str, stages: Sequence[str], workers: Mapping[
     memory = [*(workers[i].memory_bytes for i in stages), host_bytes(workers[host], model)]
     total = sum(memory)
     by_hand = workers[host].tensor_split
-    weights: Sequence[float] = by_hand if len(by_hand) == len(memory) and sum(by_hand) > 0 else memory
-    return Group(model, host, tuple(stages), tuple(w / sum(weights) for w in weights), total)
+    chosen = len(by_hand) == len(memory) and sum(by_hand) > 0
+    weights: Sequence[float] = by_hand if chosen else memory
+    return Group(model, host, tuple(stages), tuple(w / sum(weights) for w in weights), total, chosen)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
@@ -20,7 +20,9 @@ from meshllm.engine import (
     find_binaries,
     make_launch_spec,
 )
-from meshllm.engine.launch import StageAddress, takes_projector
+from meshllm.engine.fit import MIN_CTX, Fit, as_split, best_fit, what_fits
+from meshllm.engine.launch import StageAddress, splits_tensors, takes_projector
+from meshllm.engine.memory import measure
 from meshllm.errors import EngineError, MeshLlmError, NotOnDiskError
 from meshllm.mesh.announcement import Capability, ModelInfo, ProjectorInfo
 from meshllm.mesh.groups import Group
@@ -30,11 +32,13 @@ from meshllm.models.store import Model, Store, resolve
 from meshllm.models.transfer import Sharing
 from meshllm.node.drafts import Drafting
 from meshllm.node.files import ModelFiles, capabilities, model_info, model_infos, projector_infos
+from meshllm.units import in_gb
 
 RESERVE = 0.1  # of a device's memory, kept for the KV cache and compute buffers
 _PROBE_TIMEOUT_S = 15.0
 _LOG_INTERVAL_S = 0.5
-_RETRY_S = 3.0
+_FIRST_RETRY_S, _LAST_RETRY_S = 3.0, 60.0
+_SPARE = 0.95  # of a device's memory is planned with: llama.cpp's figures are that exact
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class WorkerConfig:
     max_vram_bytes: int
     bin_dir: Path | None
     engine_args: tuple[str, ...]
+    min_ctx: int = MIN_CTX
 
 
 class Worker:
@@ -116,10 +121,12 @@ class Worker:
 
     def memory_bytes(self) -> int:
         """Memory for models: what ggml reports as free, capped, less the reserve and the draft model."""
+        return max(0, int(self._free_bytes() * (1 - RESERVE)) - self._drafting.size_bytes)
+
+    def _free_bytes(self) -> int:
         cap = self._config.max_vram_bytes
         free = [min(d.memory_free, d.memory_total) for d in self._devices()]
-        lent = int(sum(min(m, cap) if cap else m for m in free) * (1 - RESERVE))
-        return max(0, lent - self._drafting.size_bytes)
+        return sum(min(m, cap) if cap else m for m in free)
 
     def _devices(self) -> list[rpc.DeviceInfo]:
         """The device that the user named, else all GPUs, else the CPU."""
@@ -176,6 +183,7 @@ class Worker:
         `stages`: names of the peers, and the sockets that lead to their device servers. `on_change` is called when
         the state of the engine changes.
         """
+        retry_s, told = _FIRST_RETRY_S, ""
         while True:
             try:
                 spec = await self._launch_spec(group, stages)
@@ -184,11 +192,14 @@ class Worker:
             except MeshLlmError as error:
                 if not group.stages:
                     raise
-                self.emit(f"{error}; trying again in {_RETRY_S:g} s")
+                if str(error) != told:
+                    told, retry_s = str(error), _FIRST_RETRY_S
+                    self.emit(f"{told}; trying again now and then")
             finally:
                 self.engine = None
                 on_change()
-            await asyncio.sleep(_RETRY_S)
+            await asyncio.sleep(retry_s)
+            retry_s = min(2 * retry_s, _LAST_RETRY_S)
 
     async def _launch_spec(self, group: Group, stages: Sequence[tuple[str, Path]]) -> LaunchSpec:
         model = self._store.models.get(group.model.fingerprint)
@@ -206,7 +217,32 @@ class Worker:
         split = [*shares, group.shares[-1]] if servers else None
         config = self._config
         speculation = await asyncio.to_thread(self._drafting.for_model, model)
-        return make_launch_spec(model, self._binaries, servers, split, config.device, config.engine_args, speculation)
+        args = (config.device, config.engine_args, speculation)
+        spec = make_launch_spec(model, self._binaries, servers, split, *args)
+        if not servers or group.by_hand or splits_tensors(config.engine_args):
+            return spec
+        fit = await asyncio.to_thread(self._fit, spec, [d.memory_free for s in servers for d in s.info.devices])
+        return replace(
+            make_launch_spec(model, self._binaries, servers, as_split(fit.layers), *args), n_ctx=fit.n_ctx
+        )
+
+    def _fit(self, spec: LaunchSpec, free_bytes: Sequence[int]) -> Fit:
+        """The context and the layers of a split model. Raises EngineError, which says what would fit."""
+        model, min_ctx = spec.model, self._config.min_ctx
+        memory = measure(self._binaries.measure, spec.plan_arguments(), model.fingerprint().hex())
+        stages = [int(free * _SPARE) for free in free_bytes]
+        here = int((self._free_bytes() - self._drafting.size_bytes) * _SPARE)
+        fit = best_fit(memory, stages, here, min_ctx, model.n_nextn)
+        if fit is None:
+            wanted = memory.n_ctx or min(min_ctx, memory.n_ctx_train)
+            most = what_fits(memory, stages, here, model.n_nextn)
+            advice = f"{most:,} would fit: --ctx {most}" if most else "no context fits: more machines would help"
+            raise EngineError(f"{model.name} does not fit with {wanted:,} tokens of context; {advice}")
+        sizes = [f"{in_gb(n)} on {stage.name}" for n, stage in zip(fit.sizes_bytes, spec.stages, strict=False)]
+        self.emit(
+            f"{model.name} with {fit.n_ctx:,} tokens of context: {', '.join(sizes)}, {in_gb(fit.sizes_bytes[-1])} here"
+        )
+        return fit
 
     @property
     def ready(self) -> bool:

@@ -36,7 +36,7 @@ def binaries(tmp_path: Path) -> Binaries:
     program.write_text(f'#!/bin/sh\nexec {sys.executable} {script} "$@"\n')
     program.chmod(0o755)
     own = find_binaries(None)
-    return Binaries(program, own.leash, own.backend)
+    return Binaries(program, own.leash, own.backend, own.measure)
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from meshllm.engine.speculation import WITHOUT_MODEL, with_draft, without_model
 from meshllm.errors import EngineError
 from meshllm.models.store import Model, Projector, load_model
 
-BINARIES = Binaries(Path("/b/llama-server"), Path("/b/leash"), Path("/b/backend.so"))
+BINARIES = Binaries(Path("/b/llama-server"), Path("/b/leash"), Path("/b/backend.so"), Path("/b/measure"))
 GB = 10**9
 
 

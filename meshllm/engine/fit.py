@@ -1,0 +1,89 @@
+"""Which context a split model is served with, and which layers each device gets: as llama.cpp's figures allow.
+
+Layers are whole and shared by bytes, so that all devices are filled to the same part; nobody is given more than it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from meshllm.engine.memory import ModelMemory
+
+MIN_CTX = 4096
+_STEP = 256  # llama.cpp rounds a context up to it
+_PARTS = 200  # a device is filled to a multiple of its 200th
+
+
+@dataclass(frozen=True)
+class Fit:
+    """`layers` and `sizes_bytes`: of each stage and, last, of the host."""
+
+    n_ctx: int
+    layers: tuple[int, ...]
+    sizes_bytes: tuple[int, ...]
+
+
+def best_fit(
+    memory: ModelMemory, stages_bytes: Sequence[int], host_bytes: int, min_ctx: int, host_min: int = 0
+) -> Fit | None:
+    """With the context that the user asks for, or the longest that fits, up to the model's own. None if not even
+    `min_ctx` does. `host_min`: layers that only the host can have.
+    """
+    own = memory.n_ctx or memory.n_ctx_train
+    floor = own if memory.n_ctx else min(min_ctx, own)
+    best = fit_layers(memory, floor, stages_bytes, host_bytes, host_min)
+    low, high = floor // _STEP, -(-own // _STEP)  # what fits, and the most that is wanted
+    while best and low < high:
+        middle = (low + high + 1) // 2
+        if found := fit_layers(memory, min(middle * _STEP, own), stages_bytes, host_bytes, host_min):
+            low, best = middle, found
+        else:
+            high = middle - 1
+    return best
+
+
+def what_fits(memory: ModelMemory, stages_bytes: Sequence[int], host_bytes: int, host_min: int = 0) -> int:
+    """The longest context, of whatever length; 0 if the model does not fit at all."""
+    found = best_fit(replace(memory, n_ctx=0), stages_bytes, host_bytes, _STEP, host_min)
+    return found.n_ctx if found else 0
+
+
+def as_split(layers: Sequence[int]) -> list[float]:
+    """For make_launch_spec, which gives each stage one layer before it shares the others."""
+    spare = [*(n - 1.0 for n in layers[:-1]), float(layers[-1])]
+    return spare if any(spare) else [1.0] * len(spare)
+
+
+def fit_layers(
+    memory: ModelMemory, n_ctx: int, stages_bytes: Sequence[int], host_bytes: int, host_min: int = 0
+) -> Fit | None:
+    """At least one layer for each stage. All are filled to the smallest part of their memory that suffices."""
+    for part in range(1, _PARTS + 1):
+        layers, first = [], 0
+        n_split = len(memory.layers) - host_min
+        for i, free in enumerate(stages_bytes):
+            left = n_split - first - (len(stages_bytes) - 1 - i)
+            n = _most_layers(memory, first, left, n_ctx, free * part // _PARTS)
+            layers.append(n)
+            first += n
+        rest = len(memory.layers) - first
+        if all(layers) and memory.host_bytes(rest, n_ctx) <= host_bytes * part // _PARTS:
+            return _as_fit(memory, n_ctx, [*layers, rest])
+    return None
+
+
+def _most_layers(memory: ModelMemory, first: int, limit: int, n_ctx: int, free: int) -> int:
+    low, high = 0, max(limit, 0)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if memory.stage_bytes(first, middle, n_ctx) <= free else (low, middle - 1)
+    return low
+
+
+def _as_fit(memory: ModelMemory, n_ctx: int, layers: Sequence[int]) -> Fit:
+    sizes, first = [], 0
+    for n in layers[:-1]:
+        sizes.append(memory.stage_bytes(first, n, n_ctx))
+        first += n
+    return Fit(n_ctx, tuple(layers), (*sizes, memory.host_bytes(layers[-1], n_ctx)))
