@@ -11,6 +11,7 @@ MeshLlmError
 ├── MeshError               the mesh cannot be joined, or refuses this node
 ├── EngineError             llama-server is missing, or cannot run this model here
 ├── UnknownModelError       a request names a model that is not served; the message lists those that are
+├── WrongModelError         a request asks a model for what it cannot do
 └── NotJsonError            the body of a request is not JSON
 """
 
@@ -56,6 +57,10 @@ class EngineError(MeshLlmError):
 
 
 class UnknownModelError(MeshLlmError):
+    pass
+
+
+class WrongModelError(MeshLlmError):
     pass
 
 

@@ -63,6 +63,10 @@ void set_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor, const void *
 void get_tensor(ggml_backend_buffer_t buffer, const ggml_tensor * tensor, void * data, size_t offset, size_t size) {
     BufferContext & context = context_of(buffer);
     const bool ok = context.link->guarded([&] {
+        if (context.link->mesh() && size <= piece) {
+            return context.stage->reads->get(range_of(tensor, offset, size), ggml_backend_buffer_get_size(buffer),
+                                             data);
+        }
         queue_get(*context.stage, tensor, data, offset, size);
         context.link->wait();
     });
@@ -76,6 +80,12 @@ void memset_tensor(ggml_backend_buffer_t buffer, ggml_tensor * tensor, uint8_t v
     for (size_t done = 0; done < size; done += bytes.size()) {
         set_tensor(buffer, tensor, bytes.data(), offset + done, std::min(bytes.size(), size - done));
     }
+}
+
+/// llama.cpp copies the states of sequences so.
+bool cpy_tensor(ggml_backend_buffer_t buffer, const ggml_tensor * src, ggml_tensor * dst) {
+    const BufferContext * from = stage_buffer(memory_of(src));
+    return from != nullptr && from->stage == context_of(buffer).stage && queue_copy(*from->stage, src, dst);
 }
 
 void clear(ggml_backend_buffer_t buffer, uint8_t value) {
@@ -94,7 +104,7 @@ const ggml_backend_buffer_i buffer_interface = {
     /* .get_tensor    = */ get_tensor,
     /* .set_tensor_2d = */ nullptr,
     /* .get_tensor_2d = */ nullptr,
-    /* .cpy_tensor    = */ nullptr,
+    /* .cpy_tensor    = */ cpy_tensor,
     /* .clear         = */ clear,
     /* .reset         = */ nullptr,
 };
@@ -266,6 +276,21 @@ void queue_get(Stage & stage, const ggml_tensor * tensor, void * data, size_t of
         }
     }
     link.flush();
+}
+
+bool queue_copy(Stage & stage, const ggml_tensor * src, const ggml_tensor * dst) {
+    StageLink & link = *stage.link;
+    if (link.version() < 2 || !ggml_is_contiguous(src) || !ggml_is_contiguous(dst) || ggml_nbytes(src) == 0) {
+        return false;
+    }
+    const wire::ByteRange to = range_of(dst, 0, ggml_nbytes(dst));
+    const wire::ByteRange from = range_of(src, 0, to.size);
+    if (from.buffer == to.buffer && from.offset < to.offset + to.size && to.offset < from.offset + from.size) {
+        return false;
+    }
+    const wire::CopyBytes request{from, to.buffer, to.offset};
+    link.guarded([&] { link.send(wire::Command::copy_bytes, wire::view_of(request)); });
+    return true;
 }
 
 ggml_backend_buffer_type_i stage_buffer_type_interface() {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "backend/graph_cache.h"
+#include "backend/read_ahead.h"
 #include "backend/weights.h"
 
 #include <ggml-backend-impl.h>
@@ -16,10 +17,14 @@ namespace meshllm::backend {
 /// rule).
 using AllocKey = std::array<uint64_t, 2 + 2 * wire::n_dims + wire::n_op_params + wire::n_srcs>;
 
+struct Ring;
+
 /// One stage: its link and everything that depends on it. Lives as long as the process.
 struct Stage {
+    Ring * ring;
     std::shared_ptr<StageLink> link;
     std::unique_ptr<GraphCache> graphs;
+    std::unique_ptr<ReadAhead> reads;
     const Weights * weights = nullptr;
     std::map<AllocKey, uint64_t> alloc_sizes; // guarded by the link's mutex, as is what follows
     std::unordered_map<std::string, bool> supported_ops;
@@ -29,6 +34,15 @@ struct Stage {
     ggml_backend_buffer_type buffer_type{};
     ggml_backend_device device{};
     std::string name, description;
+};
+
+/// All stages of this process, in order. Lives as long as they do.
+struct Ring {
+    std::vector<Stage *> stages;
+
+    bool lost() const;
+    /// Whether a stage has refused a graph since this was last asked; all stages have recovered then.
+    bool take_refusal();
 };
 
 struct BufferContext {
@@ -52,6 +66,9 @@ wire::ByteRange range_of(const ggml_tensor * tensor, size_t offset, size_t size)
 /// Queue a write of, or a read from, a tensor; inside link->guarded().
 void queue_set(Stage & stage, const ggml_tensor * tensor, const void * data, size_t offset, size_t size);
 void queue_get(Stage & stage, const ggml_tensor * tensor, void * data, size_t offset, size_t size);
+
+/// Copies between two tensors of one stage, without a wait. False when its server cannot.
+bool queue_copy(Stage & stage, const ggml_tensor * src, const ggml_tensor * dst);
 
 ggml_backend_buffer_type_i stage_buffer_type_interface();
 

@@ -11,7 +11,7 @@ namespace meshllm::backend {
 struct StageCounters {
     std::atomic<uint64_t> frames_sent, frames_received, bytes_sent, bytes_received, blocking_waits, graph_hits,
         graph_sends, graph_bytes, weight_bytes_sent, weight_bytes_local, pushes, push_bytes, relays, relay_bytes,
-        supports_op_queries, alloc_size_queries, wait_ns, lost, reserved[14];
+        supports_op_queries, alloc_size_queries, wait_ns, lost, refusals, reserved[13];
 };
 static_assert(sizeof(StageCounters) == 256);
 

@@ -16,6 +16,9 @@ class GraphCache {
     /// Queues the computation of `graph`; call inside link.guarded().
     void compute(const ggml_cgraph * graph);
 
+    /// Forgets all graphs: whether the server has those that were sent last is not known.
+    void clear() { slots_.assign(1, {}); }
+
     /// The server drops the graphs that point into a freed buffer; so must we.
     void drop_buffer(uint64_t buffer);
 

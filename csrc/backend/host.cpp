@@ -97,13 +97,10 @@ void synchronize(ggml_backend_t backend) {
 
 ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph * graph) {
     HostBackend & self = of(backend);
-    if (!arrive(self)) {
+    const bool arrived = arrive(self);
+    // Also of stages whose results were not needed here.
+    if (self.host->ring.take_refusal() || self.host->ring.lost() || !arrived) {
         return GGML_STATUS_FAILED;
-    }
-    for (StageLink * link : self.host->links) { // including those whose results were not needed here
-        if (link->lost()) {
-            return GGML_STATUS_FAILED;
-        }
     }
     return ggml_backend_graph_compute_async(self.inner.get(), graph);
 }

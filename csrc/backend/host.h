@@ -11,7 +11,7 @@ namespace meshllm::backend {
 struct Host {
     ggml_backend_dev_t inner = nullptr; // the wrapped device
     ggml_backend_device device{};
-    std::vector<StageLink *> links; // of all stages
+    Ring ring;
 };
 
 /// Throws std::runtime_error when ggml has no device of that name.

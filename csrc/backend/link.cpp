@@ -5,6 +5,7 @@
 
 #include <chrono>
 #include <poll.h>
+#include <utility>
 
 namespace meshllm::backend {
 
@@ -151,7 +152,7 @@ void StageLink::read_replies() {
         }
         if (body_have_ == size) {
             if (error_) {
-                throw ProtocolError(std::string(error_->begin(), error_->end()));
+                end_error();
             }
             counters_.frames_received++;
             counters_.bytes_received += sizeof(head_) + size;
@@ -166,9 +167,32 @@ void StageLink::begin_reply() {
     uint64_t size;
     std::memcpy(&size, head_, sizeof(size));
     if (mesh() && (size & wire::reply_error_bit)) {
-        error_.emplace(std::min<uint64_t>(size & ~wire::reply_error_bit, wire::max_error_text));
+        error_refuses_ = (size & wire::reply_refused_bit) != 0;
+        size &= ~(wire::reply_error_bit | wire::reply_refused_bit);
+        error_.emplace(std::min<uint64_t>(size, wire::max_error_text));
     } else if (size != pending_.front().size) {
         throw ProtocolError("the server's reply has an unexpected size");
+    }
+}
+
+void StageLink::end_error() {
+    const std::string text(error_->begin(), error_->end());
+    if (!error_refuses_) {
+        throw ProtocolError(text);
+    }
+    if (!std::exchange(refused_, true)) {
+        counters_.refusals++;
+        GGML_LOG_ERROR("mesh-llm: %s (%s) refuses a graph, and what is in work fails: %s\n", label_.c_str(),
+                       config_.name.c_str(), text.c_str());
+    }
+    std::memset(pending_.front().out, 0, pending_.front().size);
+    error_.reset();
+}
+
+void StageLink::recover() {
+    refused_ = false;
+    if (version() >= 2) {
+        send(wire::Command::recover, {});
     }
 }
 

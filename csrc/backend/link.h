@@ -27,12 +27,15 @@ class StageLink : public wire::AddressMap {
 
     const std::string & label() const { return label_; } // "STAGE0"
     const StageConfig & config() const { return config_; }
-    bool mesh() const { return server_.mesh; } // else a stock ggml-rpc-server
+    bool mesh() const { return server_.mesh; }           // else a stock ggml-rpc-server
+    uint16_t version() const { return server_.version; } // of the extensions
     const wire::DeviceInfo & device() const { return server_.devices[config_.device]; }
     const wire::Key & session_key() const { return server_.session_key; }
     uint32_t graph_slots() const { return server_.graph_slots; }
     bool has_model(const wire::Fingerprint & fingerprint) const;
     bool lost() const { return lost_; }
+    /// A reply was refused since the last recover(): it has arrived as zeros.
+    bool refused() const { return refused_; }
     StageCounters & counters() { return counters_; }
     std::recursive_mutex & mutex() { return mutex_; }
 
@@ -46,6 +49,8 @@ class StageLink : public wire::AddressMap {
     void send(wire::Command command, wire::ByteView head, wire::ByteView body = {});
     /// Hands all gathered frames to the kernel.
     void flush();
+    /// The stage computes again: what it has refused, or would have computed from that, has failed.
+    void recover();
     /// A command whose reply of exactly `size` bytes goes to `out` by the next wait().
     void request_into(wire::Command command, wire::ByteView payload, void * out, size_t size);
     /// Waits for all replies that were requested.
@@ -76,6 +81,7 @@ class StageLink : public wire::AddressMap {
     void exchange(wire::ByteView & out, bool until_replied, uint64_t ticket);
     void read_replies();
     void begin_reply();
+    void end_error();
 
     const std::string label_;
     const StageConfig config_;
@@ -83,7 +89,7 @@ class StageLink : public wire::AddressMap {
     StageCounters & counters_;
     std::recursive_mutex mutex_;
     std::optional<channel::Stream> stream_;
-    bool lost_ = false;
+    bool lost_ = false, refused_ = false;
     channel::ServerInfo server_;
 
     wire::Bytes out_; // gathered frames
@@ -92,6 +98,7 @@ class StageLink : public wire::AddressMap {
     uint8_t head_[sizeof(uint64_t)]; // of the reply being read
     size_t head_have_ = 0, body_have_ = 0;
     std::optional<wire::Bytes> error_; // text of an error reply being read
+    bool error_refuses_ = false;       // it is a refusal
     mutable std::unordered_map<uint64_t, uint64_t> bases_;
 };
 

@@ -53,6 +53,7 @@ std::unique_ptr<Stage> connect_stage(Mesh & mesh, size_t index) {
     stage->name = "STAGE" + std::to_string(index);
     stage->link = std::make_shared<StageLink>(stage->name, mesh.config.stages[index], *mesh.counters, index);
     stage->graphs = std::make_unique<GraphCache>(*stage->link);
+    stage->reads = std::make_unique<ReadAhead>(*stage->link);
     stage->weights = mesh.weights.get();
     const StageConfig & config = stage->link->config();
     if (!stage->link->guarded([&] { stage->link->connect(mesh.config.connect_timeout_s); })) {
@@ -60,7 +61,8 @@ std::unique_ptr<Stage> connect_stage(Mesh & mesh, size_t index) {
     }
     stage->description = config.name + ": " + stage->link->device().description;
     make_stage_device(*stage, &mesh.reg);
-    mesh.host.links.push_back(stage->link.get());
+    stage->ring = &mesh.host.ring;
+    mesh.host.ring.stages.push_back(stage.get());
     return stage;
 }
 

@@ -72,6 +72,9 @@ void synchronize(ggml_backend_t backend) {
 
 ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph * graph) {
     Stage & stage = *stage_of(backend);
+    if (stage.ring->take_refusal()) {
+        return GGML_STATUS_FAILED;
+    }
     const bool ok = stage.link->guarded([&] {
         if (graph->n_nodes > 0) {
             stage.graphs->compute(graph);
@@ -164,7 +167,7 @@ bool cpy_tensor_async(ggml_backend_t backend_src, ggml_backend_t backend_dst, co
     }
     if (const BufferContext * from = stage_buffer(memory_of(src))) {
         if (from->stage == &to) {
-            return false;
+            return queue_copy(to, src, dst);
         }
         copy_between(*from->stage, to, src, dst);
         return true;
@@ -368,6 +371,27 @@ const ggml_backend_device_i device_interface = {
 };
 
 } // namespace
+
+bool Ring::lost() const {
+    return std::ranges::any_of(stages, [](const Stage * s) { return s->link->lost(); });
+}
+
+// A refusal travels with what is pushed, so any of the stages between may have refused as well. RECOVER follows all
+// frames of the failed graphs on every link, so none of them computes on or is taken for a refusal of what comes next.
+bool Ring::take_refusal() {
+    if (std::ranges::none_of(stages, [](const Stage * s) { return s->link->refused(); })) {
+        return false;
+    }
+    for (Stage * stage : stages) {
+        stage->link->guarded([&] {
+            stage->link->wait(); // replies still on their way may be refused too
+            stage->graphs->clear();
+            stage->link->recover();
+            stage->link->flush();
+        });
+    }
+    return true;
+}
 
 Stage * stage_of(ggml_backend_t backend) {
     return backend != nullptr && ggml_guid_matches(backend->guid, stage_guid()) ? static_cast<Stage *>(backend->context)

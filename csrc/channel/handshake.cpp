@@ -92,7 +92,11 @@ ServerInfo introduce(Stream & stream, const std::string & ggml_version) {
         throw ProtocolError("the server has ggml " + reply.ggml_version + ", this machine ggml " + ggml_version +
                             ": install the same version of mesh-llm on both machines");
     }
-    return {true, reply.session_key, std::min(reply.graph_slots, wire::max_graph_slots), std::move(reply.devices),
+    return {true,
+            reply.version,
+            reply.session_key,
+            std::min(reply.graph_slots, wire::max_graph_slots),
+            std::move(reply.devices),
             std::move(reply.models)};
 }
 

@@ -20,7 +20,8 @@ bool stock_hello(Stream & stream);
 
 /// What a server announces.
 struct ServerInfo {
-    bool mesh = false; // else a stock ggml-rpc-server: no key, no models, one graph
+    bool mesh = false;    // else a stock ggml-rpc-server: no key, no models, one graph
+    uint16_t version = 0; // of the extensions
     wire::Key session_key{};
     uint32_t graph_slots = 1;
     std::vector<wire::DeviceInfo> devices;

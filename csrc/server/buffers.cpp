@@ -83,4 +83,11 @@ void read_bytes(const Buffers::Entry & entry, uint64_t offset, uint8_t * out, ui
     ggml_backend_tensor_get(&t, out, 0, size);
 }
 
+void copy_bytes(const Buffers::Entry & from, uint64_t from_offset, const Buffers::Entry & to, uint64_t to_offset,
+                uint64_t size) {
+    const ggml_tensor source = byte_tensor(from, from_offset, size);
+    ggml_tensor target = byte_tensor(to, to_offset, size);
+    ggml_backend_tensor_copy(&source, &target);
+}
+
 } // namespace meshllm::server

@@ -45,5 +45,8 @@ class Buffers : public wire::AddressMap {
 /// Copies to and from a range that has passed `checked`.
 void write_bytes(const Buffers::Entry & entry, uint64_t offset, const uint8_t * data, uint64_t size);
 void read_bytes(const Buffers::Entry & entry, uint64_t offset, uint8_t * out, uint64_t size);
+/// The ranges must not overlap.
+void copy_bytes(const Buffers::Entry & from, uint64_t from_offset, const Buffers::Entry & to, uint64_t to_offset,
+                uint64_t size);
 
 } // namespace meshllm::server

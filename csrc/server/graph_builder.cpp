@@ -128,7 +128,9 @@ void place(ggml_tensor * t, const wire::TensorDesc & d, uint32_t device, const B
     }
     // No two elements share memory: otherwise a few bytes could claim to be a tensor that takes hours to compute.
     const Wide packed = Wide(ggml_nelements(t)) * ggml_type_size(t->type) / Wide(ggml_blck_size(t->type));
-    if (packed > extent(d) || d.offset > entry.size || extent(d) > entry.size - d.offset ||
+    const bool empty_view = t->view_src != nullptr && extent(d) == 0; // may begin past the end
+    const uint64_t offset = empty_view ? std::min(d.offset, entry.size) : d.offset;
+    if (packed > extent(d) || offset > entry.size || extent(d) > entry.size - offset ||
         d.offset % element_alignment(t->type) != 0) {
         throw ProtocolError("the tensor '" + d.name + "' lies outside its buffer");
     }
@@ -136,7 +138,7 @@ void place(ggml_tensor * t, const wire::TensorDesc & d, uint32_t device, const B
         throw ProtocolError("the view '" + d.name + "' lies in a different buffer from the tensor it views");
     }
     t->buffer = entry.buffer;
-    t->data = entry.base + d.offset;
+    t->data = entry.base + offset;
 }
 
 /// Some devices keep padding or scratch space behind a tensor: it must be inside the buffer too.
@@ -152,9 +154,11 @@ void check_alloc_size(const ggml_tensor * t, const wire::TensorDesc & d, const B
 
 /// Whether a backend has nothing to do for the node. Without memory it is a view of a tensor on another device, which
 /// ggml's scheduler leaves in this part of the graph; without elements it belongs to a batch of which nothing is
-/// output.
+/// output; without the flag it works on an empty slice of a tensor that is split over devices, and its result is
+/// filled in by another node.
 bool idle(const ggml_tensor * node) {
-    return ggml_is_empty(node) || (node->data == nullptr && does_no_work(node));
+    const bool computed = (node->flags & GGML_TENSOR_FLAG_COMPUTE) != 0;
+    return !computed || ggml_is_empty(node) || (node->data == nullptr && does_no_work(node));
 }
 
 void check_node(const ggml_tensor * node, const Device & device) {

@@ -33,24 +33,25 @@ channel::Stream connect_to_peer(const std::string & address) {
 
 } // namespace
 
-bool Mailbox::put(uint64_t transfer, wire::Bytes data) {
+bool Mailbox::put(uint64_t transfer, Pushed pushed) {
+    const uint64_t size = pushed.data.size();
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [&] {
-        const bool room = bytes_ + data.size() <= max_waiting_bytes && arrived_.size() < max_waiting_transfers;
+        const bool room = bytes_ + size <= max_waiting_bytes && arrived_.size() < max_waiting_transfers;
         return closed_ || room || (waiting_ && awaited_ == transfer);
     });
     if (closed_) {
         return false;
     }
-    bytes_ += data.size();
-    if (!arrived_.try_emplace(transfer, std::move(data)).second) {
+    bytes_ += size;
+    if (!arrived_.try_emplace(transfer, std::move(pushed)).second) {
         throw ProtocolError("a peer pushes the same transfer twice");
     }
     changed_.notify_all();
     return true;
 }
 
-wire::Bytes Mailbox::take(uint64_t transfer, const std::function<void()> & alive) {
+Pushed Mailbox::take(uint64_t transfer, const std::function<void()> & alive) {
     std::unique_lock lock(mutex_);
     awaited_ = transfer;
     waiting_ = true;
@@ -65,10 +66,10 @@ wire::Bytes Mailbox::take(uint64_t transfer, const std::function<void()> & alive
         }
     }
     waiting_ = false;
-    wire::Bytes data = std::move(arrived_.extract(transfer).mapped());
-    bytes_ -= data.size();
+    Pushed pushed = std::move(arrived_.extract(transfer).mapped());
+    bytes_ -= pushed.data.size();
     changed_.notify_all();
-    return data;
+    return pushed;
 }
 
 void Mailbox::fail(const std::string & why) {
@@ -103,8 +104,9 @@ PeerLink::~PeerLink() {
     stream_.shutdown();
 }
 
-void PeerLink::push(uint64_t transfer, wire::Bytes data) {
-    enqueue({wire::Command::peer_tensor_data, transfer, std::move(data)}, true);
+void PeerLink::push(uint64_t transfer, Pushed pushed) {
+    const auto command = pushed.refused ? wire::Command::peer_refused : wire::Command::peer_tensor_data;
+    enqueue({command, transfer, std::move(pushed.data)}, true);
 }
 
 void PeerLink::fail(const std::string & why) {
@@ -126,10 +128,10 @@ void PeerLink::enqueue(Item item, bool wait_for_room) {
 void PeerLink::write(const Item & item) {
     wire::Bytes head;
     wire::Writer w(head);
-    const bool data = item.command == wire::Command::peer_tensor_data;
+    const bool transfer = item.command != wire::Command::peer_error;
     w.put(item.command);
-    w.put(uint64_t((data ? sizeof(wire::PeerDataHead) : 0) + item.data.size()));
-    if (data) {
+    w.put(uint64_t((transfer ? sizeof(wire::PeerDataHead) : 0) + item.data.size()));
+    if (transfer) {
         w.put(item.transfer);
         counters_.pushes_sent++;
         counters_.push_bytes_sent += item.data.size();

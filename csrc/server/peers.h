@@ -13,14 +13,20 @@
 
 namespace meshllm::server {
 
-/// Tensors that other stages have pushed to one session, until its command stream takes them by transfer id.
+/// What a stage pushes: a tensor, or the reason why it has not computed it.
+struct Pushed {
+    wire::Bytes data;
+    bool refused = false;
+};
+
+/// What other stages have pushed to one session, until its command stream takes it by transfer id.
 class Mailbox {
   public:
     /// Waits while the box is full, unless `transfer` is the one being waited for. False once the session has ended.
-    bool put(uint64_t transfer, wire::Bytes data);
+    bool put(uint64_t transfer, Pushed pushed);
 
     /// Waits for `transfer`; throws std::runtime_error after fail(). Calls `alive` twice a second, which may throw.
-    wire::Bytes take(uint64_t transfer, const std::function<void()> & alive);
+    Pushed take(uint64_t transfer, const std::function<void()> & alive);
 
     /// The stage that pushes is lost: take() throws `why` from now on.
     void fail(const std::string & why);
@@ -29,7 +35,7 @@ class Mailbox {
   private:
     std::mutex mutex_;
     std::condition_variable changed_;
-    std::unordered_map<uint64_t, wire::Bytes> arrived_;
+    std::unordered_map<uint64_t, Pushed> arrived_;
     uint64_t bytes_ = 0;
     uint64_t awaited_ = 0;
     bool waiting_ = false, closed_ = false;
@@ -44,7 +50,7 @@ class PeerLink {
     ~PeerLink();
 
     /// Queues; waits while too much is queued. Throws TransportError when the link is lost.
-    void push(uint64_t transfer, wire::Bytes data);
+    void push(uint64_t transfer, Pushed pushed);
 
     /// Sends the peer the reason why no more pushes follow.
     void fail(const std::string & why);

@@ -116,9 +116,9 @@ wire::ByteRange Session::range_of(const wire::StockTensor & tensor, uint64_t off
     return {t.buffer, t.offset + offset, size};
 }
 
-void Session::reply_error(const std::string & text) {
+void Session::reply_error(const std::string & text, uint64_t bits) {
     const std::string line = text.substr(0, wire::max_error_text);
-    const uint64_t size = line.size() | wire::reply_error_bit;
+    const uint64_t size = line.size() | bits;
     stream_.write_all(wire::view_of(size), {reinterpret_cast<const uint8_t *>(line.data()), line.size()});
 }
 
@@ -149,16 +149,18 @@ void Session::serve() {
             } catch (const channel::TransportError &) {
                 throw;
             } catch (const std::exception & e) {
-                if (!mesh_) {
+                if (version_ == 0) {
                     throw; // stock has no error replies
                 }
                 shared_.counters.errors++;
-                shared_.log(std::string("client failed: ") + e.what());
-                fail(e.what());
+                if (dynamic_cast<const ProtocolError *>(&e) == nullptr || !refuse(command, e.what())) {
+                    shared_.log(std::string("client failed: ") + e.what());
+                    fail(e.what());
+                }
             }
         }
         discard_rest();
-        if (wire::has_reply(command)) {
+        if (!failure_.empty() && wire::has_reply(command)) {
             reply_error(failure_);
         }
     }
@@ -173,13 +175,24 @@ void Session::fail(const std::string & why) {
     peers_.clear();
 }
 
+/// Whether a fault in this command concerns one graph only. A session whose first graph is refused fails: on such a
+/// stage nothing works.
+bool Session::refuse(Command command, const std::string & why) {
+    if (version_ < 2 || !computed_ || (command != Command::graph_put && command != Command::graph_run)) {
+        return false;
+    }
+    shared_.log("graph refused: " + why);
+    refusal_ = why;
+    return true;
+}
+
 void Session::dispatch(Command command) {
     if (command != Command::set_tensor_gguf) {
         loads_.wait();
     }
     if (static_cast<uint8_t>(command) < static_cast<uint8_t>(Command::mesh_hello)) {
         dispatch_stock(command);
-    } else if (mesh_ || command == Command::mesh_hello || command == Command::peer_attach) {
+    } else if (version_ != 0 || command == Command::mesh_hello || command == Command::peer_attach) {
         dispatch_mesh(command);
     } else {
         throw ProtocolError("an extension is used before MESH_HELLO");
@@ -258,6 +271,9 @@ void Session::dispatch_mesh(Command command) {
     case Command::supports_op:
         return reply_with(static_cast<uint8_t>(supports_op(wire::decode_graph(payload()))));
     case Command::graph_put: {
+        if (!refusal_.empty()) {
+            return;
+        }
         const wire::Bytes data = payload();
         const wire::GraphPut put = wire::decode_graph_put(data);
         shared_.counters.graphs_received++;
@@ -265,6 +281,9 @@ void Session::dispatch_mesh(Command command) {
         return put_graph(slot(put.graph.device, put.slot), put.graph);
     }
     case Command::graph_run: {
+        if (!refusal_.empty()) {
+            return;
+        }
         const auto r = request_as<wire::GraphRun>();
         if (r.slot >= wire::max_graph_slots) {
             throw ProtocolError("the graph to run is in a slot that does not exist");
@@ -277,6 +296,13 @@ void Session::dispatch_mesh(Command command) {
         const auto h = head<wire::SetBytesHead>();
         return set_data({h.buffer, h.offset, remaining_});
     }
+    case Command::copy_bytes: {
+        const auto r = request_as<wire::CopyBytes>();
+        if (!copy(r.from, {r.to_buffer, r.to_offset, r.from.size})) {
+            throw ProtocolError("a range is copied onto itself");
+        }
+        return;
+    }
     case Command::get_bytes:
         return send_data(request_as<wire::ByteRange>());
     case Command::register_peer:
@@ -285,6 +311,8 @@ void Session::dispatch_mesh(Command command) {
         return push(request_as<wire::PushTensor>());
     case Command::await_tensor:
         return await(request_as<wire::AwaitTensor>());
+    case Command::recover:
+        return refusal_.clear();
     case Command::peer_attach:
         return serve_peer(request_as<wire::Key>());
     default:

@@ -48,6 +48,7 @@ class Session {
     void dispatch_stock_data(Command command);
     void dispatch_mesh(Command command);
     void fail(const std::string & why);
+    bool refuse(Command command, const std::string & why);
 
     // the frame being served
     bool read_header(Command & command);
@@ -64,7 +65,7 @@ class Session {
     void reply_with(const T & value) {
         reply(wire::view_of(value));
     }
-    void reply_error(const std::string & text);
+    void reply_error(const std::string & text, uint64_t bits = wire::reply_error_bit);
 
     /// A range of a tensor as a range of its buffer.
     wire::ByteRange range_of(const wire::StockTensor & tensor, uint64_t offset, uint64_t size) const;
@@ -73,6 +74,7 @@ class Session {
     void set_data(const wire::ByteRange & range);
     void send_data(const wire::ByteRange & range);
     void copy_tensor(const wire::CopyTensor & request);
+    bool copy(const wire::ByteRange & from, const wire::ByteRange & to);
     void fill(const wire::ByteRange & range, uint8_t value);
     void init_tensor(const wire::StockTensor & tensor);
     uint64_t alloc_size(const wire::AllocSizeRequest & request);
@@ -95,9 +97,11 @@ class Session {
     const wire::Key key_;
     std::shared_ptr<Mailbox> mailbox_ = std::make_shared<Mailbox>();
     uint64_t remaining_ = 0; // bytes of the current frame that are not read yet
-    bool mesh_ = false;      // both sides have announced the extensions
+    uint16_t version_ = 0;   // of the extensions, which both sides have announced; 0: none, a stock client
     bool done_ = false;
     std::string failure_; // in an extended session: reported by the next command with a reply
+    std::string refusal_; // of a graph: none is computed, and no result leaves this stage, until RECOVER
+    bool computed_ = false;
 
     Buffers buffers_;
     Loader::Batch loads_; // after buffers_: its reads end before the memory is freed

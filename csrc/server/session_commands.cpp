@@ -62,6 +62,9 @@ void Session::set_data(const wire::ByteRange & range) {
 }
 
 void Session::send_data(const wire::ByteRange & range) {
+    if (!refusal_.empty()) {
+        return reply_error(refusal_, wire::reply_error_bit | wire::reply_refused_bit);
+    }
     const Buffers::Entry & entry = buffers_.checked(range);
     if (entry.host) {
         return reply({entry.base + range.offset, range.size});
@@ -97,12 +100,19 @@ void Session::copy_tensor(const wire::CopyTensor & request) {
     const size_t size = ggml_nbytes(s);
     // The client itself copies anything but two contiguous tensors of equal size.
     const bool plain = ggml_is_contiguous(s) && ggml_is_contiguous(d) && ggml_nbytes(d) == size;
-    if (plain) {
-        wire::Bytes bytes(size);
-        read_bytes(buffers_.at(src.buffer), src.offset, bytes.data(), size);
-        write_bytes(buffers_.at(dst.buffer), dst.offset, bytes.data(), size);
+    const bool copied = plain && copy({src.buffer, src.offset, size}, {dst.buffer, dst.offset, size});
+    reply_with(static_cast<uint8_t>(copied));
+}
+
+/// False when the ranges overlap.
+bool Session::copy(const wire::ByteRange & from, const wire::ByteRange & to) {
+    const Buffers::Entry & source = buffers_.checked(from);
+    const Buffers::Entry & target = buffers_.checked(to);
+    if (from.buffer == to.buffer && from.offset < to.offset + to.size && to.offset < from.offset + from.size) {
+        return false;
     }
-    reply_with(static_cast<uint8_t>(plain));
+    copy_bytes(source, from.offset, target, to.offset, from.size);
+    return true;
 }
 
 void Session::init_tensor(const wire::StockTensor & stock) {
@@ -143,7 +153,7 @@ void Session::mesh_hello(const wire::MeshHello & hello) {
         return reply_error("the client has ggml " + hello.ggml_version + ", this server has " + ggml_version() +
                            ": install the same version of mesh-llm on both machines");
     }
-    mesh_ = true;
+    version_ = std::min(hello.version, wire::mesh_version);
     shared_.add_mailbox(key_, mailbox_);
     wire::MeshHelloReply answer;
     answer.ggml_version = ggml_version();
@@ -184,6 +194,7 @@ void Session::run_graph(const std::optional<BuiltGraph> & slot, uint32_t index) 
     shared_.counters.compute_ns +=
         static_cast<uint64_t>(std::chrono::nanoseconds(std::chrono::steady_clock::now() - begin).count());
     shared_.counters.graphs_computed++;
+    computed_ = true;
 }
 
 void Session::load_gguf(const wire::SetTensorGguf & request) {
@@ -228,19 +239,30 @@ void Session::push(const wire::PushTensor & request) {
         throw ProtocolError("a tensor is too large to be pushed at once");
     }
     const Buffers::Entry & entry = buffers_.checked(request.range);
+    if (!refusal_.empty()) {
+        return peer->second->push(request.transfer, {wire::Bytes(refusal_.begin(), refusal_.end()), true});
+    }
     wire::Bytes data(request.range.size);
     read_bytes(entry, request.range.offset, data.data(), data.size());
-    peer->second->push(request.transfer, std::move(data));
+    peer->second->push(request.transfer, {std::move(data)});
 }
 
 void Session::await(const wire::AwaitTensor & request) {
     const Buffers::Entry & entry = buffers_.checked(request.range);
-    const wire::Bytes data = mailbox_->take(request.transfer, [this] {
+    const auto [data, refused] = mailbox_->take(request.transfer, [this] {
         pollfd p{stream_.fd(), hangup_events, 0};
         if (::poll(&p, 1, 0) > 0) {
             throw channel::TransportError("the host disconnected while a transfer was awaited");
         }
     });
+    if (refused) {
+        const std::string why(data.begin(), data.end());
+        if (version_ < 2) {
+            throw ProtocolError(why);
+        }
+        refusal_ = "the previous stage: " + why;
+        return;
+    }
     if (data.size() != request.range.size) {
         throw ProtocolError("a pushed tensor has a different size from the one awaited");
     }
@@ -263,14 +285,15 @@ void Session::serve_peer(const wire::Key & key) {
                 why = "the previous stage: " + std::string(text.begin(), text.end());
                 break;
             }
-            if (command != Command::peer_tensor_data) {
+            if (command != Command::peer_tensor_data && command != Command::peer_refused) {
                 throw ProtocolError("a peer sends something other than tensors");
             }
             const auto h = head<wire::PeerDataHead>();
+            const bool refused = command == Command::peer_refused;
             wire::Bytes data = payload();
             shared_.counters.pushes_received++;
             shared_.counters.push_bytes_received += data.size();
-            if (!mailbox->put(h.transfer, std::move(data))) {
+            if (!mailbox->put(h.transfer, {std::move(data), refused})) {
                 return;
             }
         }

@@ -92,6 +92,9 @@ std::optional<uint64_t> max_payload(Command command) {
     case Command::await_tensor:
     case Command::peer_attach:
     case Command::peer_error:
+    case Command::recover:
+    case Command::peer_refused:
+    case Command::copy_bytes:
         return max_small_payload;
     }
     return std::nullopt;

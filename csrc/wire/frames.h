@@ -2,8 +2,9 @@
 //
 // A request is   | command (1 byte) | size (8 bytes) | payload |
 // and a reply is                    | size (8 bytes) | payload |
-// in little-endian order. In an extended session the top bit of a reply's size marks an error: the payload is then one
-// line of text. docs/protocol.md has the table of all commands.
+// in little-endian order. In an extended session the top bit of a reply's size marks an error, and the next one that it
+// is a refusal, which leaves the session alive: the payload is then one line of text. docs/protocol.md has the table of
+// all commands.
 #pragma once
 
 #include "wire/bytes.h"
@@ -47,14 +48,18 @@ enum class Command : uint8_t {
     peer_attach = 74,
     peer_tensor_data = 75,
     peer_error = 76,
+    recover = 77,      // since version 2
+    peer_refused = 78, // since version 2
+    copy_bytes = 79,   // since version 2
 };
 
 constexpr uint8_t stock_major = 7, stock_minor = 0, stock_patch = 0; // RPC_PROTO_*_VERSION in ggml-rpc.h
 constexpr size_t stock_caps_size = 24;                               // RPC_CONN_CAPS_SIZE in transport.h
-constexpr uint16_t mesh_version = 1;
+constexpr uint16_t mesh_version = 2;
 
 constexpr size_t header_size = 9;
 constexpr uint64_t reply_error_bit = uint64_t(1) << 63;
+constexpr uint64_t reply_refused_bit = uint64_t(1) << 62; // beside reply_error_bit
 
 // Limits on the memory that a peer may make us use. Each is far above what a real model needs.
 constexpr uint64_t max_small_payload = 64 << 10;         // every command that carries no data and no graph
@@ -175,6 +180,12 @@ struct ByteRange { // of a buffer; the payload of get_bytes, and the head of set
 };
 static_assert(sizeof(ByteRange) == 24);
 
+struct CopyBytes {
+    ByteRange from;
+    uint64_t to_buffer, to_offset;
+};
+static_assert(sizeof(CopyBytes) == 40);
+
 struct SetBytesHead { // data follows
     uint64_t buffer, offset;
 };
@@ -193,7 +204,7 @@ struct AwaitTensor {
 };
 static_assert(sizeof(AwaitTensor) == 32);
 
-struct PeerDataHead { // data follows
+struct PeerDataHead { // data follows; in peer_refused, the reason
     uint64_t transfer;
 };
 static_assert(sizeof(PeerDataHead) == 8);

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import aiohttp
@@ -18,9 +18,9 @@ from yarl import URL
 from meshllm.api.access import KEY_HEADERS, Access, add_cors, middleware
 from meshllm.api.errors import error_response
 from meshllm.api.latencies import Latencies
-from meshllm.api.routing import RequestInfo, read_request_info
+from meshllm.api.routing import RequestInfo, needed_for, read_request_info
 from meshllm.api.target import PeerTarget, PublicTarget, Served, Target, Upstream
-from meshllm.errors import NotJsonError, UnknownModelError
+from meshllm.errors import NotJsonError, UnknownModelError, WrongModelError
 
 HOLD_S = 60.0  # how long a request waits while its engine is loading
 MAX_BODY_BYTES = 64 << 20  # requests may contain images
@@ -171,8 +171,10 @@ async def _read_request_info(request: web.Request, body: bytes) -> RequestInfo:
     model = request.query.get("model", "")
     is_json = bool(body) and request.content_type == "application/json"
     if len(body) > _READ_IN_THREAD:
-        return await asyncio.to_thread(read_request_info, body, model, is_json)
-    return read_request_info(body, model, is_json)
+        info = await asyncio.to_thread(read_request_info, body, model, is_json)
+    else:
+        info = read_request_info(body, model, is_json)
+    return replace(info, needs=needed_for(request.path))
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,8 @@ class _Forwarding:
                     await asyncio.sleep(_RETRY_S)
         except UnknownModelError as error:
             return error_response(404, "not_found_error", str(error))
+        except WrongModelError as error:
+            return error_response(400, "invalid_request_error", str(error))
         return _unavailable(self.target.reason_for(self.info))
 
     async def _try(self, upstream: Upstream) -> web.StreamResponse:
@@ -265,7 +269,7 @@ def _outer_headers(headers: CIMultiDict[str]) -> CIMultiDict[str]:
 
 def _describe_model(model: Served) -> dict[str, object]:
     meta = {"fingerprint": model.fingerprint, "size": model.size_bytes, "n_layers": model.n_layers}
-    capabilities = ["completion", *(["multimodal"] if model.has_projector else [])]  # llama-server's terms
+    capabilities = [str(model.capability), *(["multimodal"] if model.has_projector else [])]
     about = {"object": "model", "created": 0, "owned_by": "mesh-llm", "capabilities": capabilities, "meta": meta}
     return {"id": model.name} | about
 

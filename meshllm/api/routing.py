@@ -11,7 +11,8 @@ from typing import Any
 
 import orjson
 
-from meshllm.errors import NotJsonError, UnknownModelError
+from meshllm.errors import NotJsonError, UnknownModelError, WrongModelError
+from meshllm.mesh.announcement import Capability
 from meshllm.models.names import matching
 
 _BLOCK_BYTES = 512  # of a prompt, about a hundred tokens: a shorter cached prefix is not worth a longer queue
@@ -20,14 +21,23 @@ _MAX_REMEMBERED = 1 << 14
 _WORTH_WAITING = 2  # more requests than at the least loaded server, for a cached prefix
 _FAILED = 1000  # requests that a failed server is counted with
 _REPORT_S = 10.0  # how long a server's report of its load counts
+# llama-server's paths, with or without /v1 before them
+_NEEDS = dict.fromkeys(
+    ("chat/completions", "completions", "completion", "messages", "responses", "infill"), Capability.COMPLETION
+)
+_NEEDS |= dict.fromkeys(("embeddings", "embedding"), Capability.EMBEDDING)
+_NEEDS |= dict.fromkeys(("rerank", "reranking"), Capability.RERANK)
 
 
 @dataclass(frozen=True)
 class RequestInfo:
-    """The model that a request names, "" for none; digests of longer and longer prefixes of its prompt."""
+    """The model that a request names, "" for none; digests of longer and longer prefixes of its prompt; what it asks
+    of a model, if that follows from its path.
+    """
 
     model: str = ""
     prefixes: tuple[bytes, ...] = ()
+    needs: Capability | None = None
 
 
 def read_request_info(body: bytes, query_model: str = "", must_be_json: bool = False) -> RequestInfo:
@@ -56,6 +66,21 @@ def _prefixes(content: dict[str, Any]) -> Iterable[bytes]:
     for at in range(0, min(len(data) // _BLOCK_BYTES, _MAX_BLOCKS) * _BLOCK_BYTES, _BLOCK_BYTES):
         digest = hashlib.blake2b(digest + data[at : at + _BLOCK_BYTES], digest_size=16).digest()
         yield digest
+
+
+def needed_for(path: str) -> Capability | None:
+    """What a request to that path asks of a model."""
+    return _NEEDS.get(path.removeprefix("/v1").strip("/"))
+
+
+def check_capability(capability: Capability, info: RequestInfo) -> None:
+    """Raises WrongModelError if a model that does not complete text is asked to; llama-server would fail, or write
+    nonsense. For the other uses llama-server may have been given options, and else says so itself.
+    """
+    if info.needs is Capability.COMPLETION and capability is not Capability.COMPLETION:
+        does = "makes embeddings" if capability is Capability.EMBEDDING else "ranks documents"
+        where = "embeddings" if capability is Capability.EMBEDDING else "rerank"
+        raise WrongModelError(f"this model only {does}, at /v1/{where}; it does not complete text")
 
 
 def find_model(wanted: str, served: Sequence[tuple[str, str]], known: Sequence[tuple[str, str]]) -> str:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from meshllm.api.latencies import Latencies
 from meshllm.api.routing import Load, RequestInfo
+from meshllm.mesh.announcement import Capability
 from meshllm.mesh.engine_status import EngineStatus
 
 
@@ -29,6 +30,7 @@ class Served:
     size_bytes: int
     n_layers: int
     has_projector: bool = False  # takes images or sounds
+    capability: Capability = Capability.COMPLETION
 
 
 class Target(Protocol):
@@ -39,7 +41,8 @@ class Target(Protocol):
         ...
 
     async def acquire(self, info: RequestInfo, timeout_s: float, is_new: bool) -> Upstream | None:
-        """Waits for a server; None if there will be none in time. Raises UnknownModelError.
+        """Waits for a server; None if there will be none in time. Raises UnknownModelError, or
+        WrongModelError for a model that cannot do what the request needs.
 
         `is_new`: counts the request as demand for its model; False for retries and for requests that generate nothing.
         """

@@ -19,6 +19,7 @@ from meshllm.cli.output import Output, open_engine_log
 from meshllm.cli.status import describe
 from meshllm.console import make_console
 from meshllm.errors import MeshLlmError
+from meshllm.mesh.announcement import Capability
 from meshllm.mesh.known_meshes import KnownMeshes
 from meshllm.mesh.token import Token, decode
 from meshllm.node.node import Node, NodeConfig, default_name
@@ -141,7 +142,7 @@ class _NodeWithApi:
     async def describe_all(self) -> FullStatus:
         status = self._node.describe()
         engines = await self._node.router.engines()
-        agents = tuple(snippets(self.url, status.served, self.key))
+        agents = tuple(snippets(self.url, _writers(self._node), self.key))
         return FullStatus(**vars(status), engines=engines, api_port=self._port, agents=agents)
 
 
@@ -153,8 +154,13 @@ async def _announce(node: Node, token: Token | None, local: _NodeWithApi, output
         output.emit(f"to add a machine, run there: mesh-llm --join {node.make_token()}")
     await node.router.wait_served()
     output.emit(f"the API is at {local.url}")
-    for line in launch_lines(local.url, [model.name for model in node.router.served()], local.key):
+    for line in launch_lines(local.url, _writers(node), local.key):
         output.emit(line)
+
+
+def _writers(node: Node) -> list[str]:
+    """The served models that an agent can talk to."""
+    return [model.name for model in node.router.served() if model.capability is Capability.COMPLETION]
 
 
 @web.middleware

@@ -10,7 +10,7 @@ import time
 from meshllm import rpc
 from meshllm.api import Access, RequestInfo, Served, Upstream, make_app
 from meshllm.api.latencies import Latencies
-from meshllm.api.routing import Load, find_model
+from meshllm.api.routing import Load, check_capability, find_model
 from meshllm.cli.http import access_of, bind, serving, until_signal, url_of
 from meshllm.cli.options import ServeConfig
 from meshllm.cli.output import Output, open_engine_log
@@ -29,7 +29,9 @@ class _StaticStages:
         self._engine = engine
         model = engine.spec.model
         projector = engine.spec.projector is not None
-        self._model = Served(model.name, model.fingerprint().hex(), model.size_bytes, model.n_layers, projector)
+        self._model = Served(
+            model.name, model.fingerprint().hex(), model.size_bytes, model.n_layers, projector, model.capability
+        )
         self._load = Load(time.monotonic)
         self.latencies = Latencies()
 
@@ -42,6 +44,7 @@ class _StaticStages:
     async def acquire(self, info: RequestInfo, timeout_s: float, is_new: bool) -> Upstream | None:
         if info.model:
             find_model(info.model, [(self._model.name, self._model.fingerprint)], [])
+        check_capability(self._model.capability, info)
         return Upstream(self._engine.socket, self._load) if await self._engine.wait_ready(timeout_s) else None
 
     def failure_passes(self) -> bool:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import orjson
 
 from meshllm import rpc
 from meshllm.engine.binaries import Binaries
+from meshllm.engine.embedding import embedding_arguments
 from meshllm.engine.layers import assign_layers, tensor_split
 from meshllm.errors import EngineError
 from meshllm.mesh.engine_status import EngineStage, StageCounters
@@ -107,10 +109,13 @@ class LaunchSpec:
         args = [str(self.binaries.llama_server), "--model", self.model.files[0], "--alias", self.model.name]
         args += ["--host", str(socket), "--log-verbosity", "4", "--offline"]
         if self.stages:
-            devices = [*(f"STAGE{i}" for i in range(len(self.stages))), "HOST"]
+            devices = [f"STAGE{i}" for i in range(len(self.stages))]
+            if not _splits_tensors(self.extra_args):
+                devices.append("HOST")
             layers = [*(stage.n_layers for stage in self.stages), self.host_layers]
             args += ["--device", ",".join(devices), "--tensor-split", tensor_split(layers), *_STAGE_OPTIONS]
             args += _PROJECTOR_ON_HOST
+        args += embedding_arguments(self.model)
         if self.projector:
             args += ["--mmproj", self.projector.file]
         if self.speculation:
@@ -163,6 +168,12 @@ def make_launch_spec(
 def takes_projector(extra_args: Sequence[str]) -> bool:
     """Whether the user has not switched the model's projector off, among llama-server's options."""
     return not set(_NO_PROJECTOR) & set(extra_args)
+
+
+def _splits_tensors(extra_args: Sequence[str]) -> bool:
+    """Whether the user splits each tensor over the devices; llama.cpp then takes no device with the CPU's buffers."""
+    given = set(pairwise(extra_args))
+    return bool(given & {("-sm", "tensor"), ("--split-mode", "tensor")})
 
 
 def _layer_bytes(model: Model) -> list[int]:

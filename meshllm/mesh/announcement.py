@@ -27,6 +27,14 @@ class Role(enum.StrEnum):
     CLIENT = "client"  # uses the mesh and computes nothing
 
 
+class Capability(enum.StrEnum):
+    """What a model is for."""
+
+    COMPLETION = "completion"
+    EMBEDDING = "embedding"
+    RERANK = "rerank"
+
+
 @dataclass(frozen=True)
 class ModelInfo:
     """A model on a node's disk, or one that it wants served. `fingerprint`: 64 hexadecimal digits."""
@@ -68,6 +76,7 @@ class Announcement:
     ggml_version: str = ""  # only nodes of the same version compute together
     models: tuple[ModelInfo, ...] = ()  # on the node's disk
     projectors: dict[str, ProjectorInfo] = field(default_factory=dict)  # fingerprint of such a model -> its projector
+    capabilities: dict[str, Capability] = field(default_factory=dict)  # of such models that do not complete text
     named: tuple[str, ...] = ()  # fingerprints of the models that its user named, in that order
     wants: tuple[ModelInfo, ...] = ()  # those, and the ones that it knows other users named
     fetches: bool = False  # it fetches the file of a model that is placed on it
@@ -96,6 +105,7 @@ class Announcement:
             "eng": self.ggml_version,
             "models": [_model_fields(m) for m in self.models],
             "proj": {model: [p.fingerprint, p.size_bytes] for model, p in self.projectors.items()},
+            "caps": {model: str(capability) for model, capability in self.capabilities.items()},
             "named": list(self.named),
             "wants": [_model_fields(m) for m in self.wants],
             "fetches": self.fetches,
@@ -135,6 +145,7 @@ def _decode(value: Any) -> Announcement:
         ggml_version=_text(value["eng"]),
         models=_list(value["models"], _model, MAX_MODELS),
         projectors=_table(value.get("proj", {}), _projector),  # older nodes know of none
+        capabilities=_table(value.get("caps", {}), Capability),
         named=_list(value["named"], _node, MAX_MODELS),
         wants=_list(value["wants"], _model, MAX_MODELS),
         fetches=_flag(value["fetches"]),

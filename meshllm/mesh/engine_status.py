@@ -43,6 +43,7 @@ class StageCounters:
     alloc_size_queries: int
     wait_ns: int
     lost: int
+    refusals: int = 0
 
 
 @dataclass(frozen=True)

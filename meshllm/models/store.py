@@ -7,10 +7,13 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from meshllm import rpc
 from meshllm.errors import GgufError, ModelError, NotOnDiskError
+from meshllm.mesh.announcement import Capability
+from meshllm.models.capability import capability_of, why_not_served
 from meshllm.models.catalog import CATALOG
 from meshllm.models.folders import PART, default_file, find_models
 from meshllm.models.names import base_of, entry_of, matching, nearest
@@ -59,6 +62,17 @@ class Model:
     def sizes(self) -> tuple[int, ...]:
         """In bytes, of each file."""
         return tuple(self.info.sizes)
+
+    @property
+    def n_ctx_train(self) -> int:
+        """The longest context that the model was trained for; 0 if its file does not say."""
+        value = self.info.metadata.get(f"{self.architecture}.context_length")
+        return value if isinstance(value, int) else 0
+
+    @cached_property
+    def capability(self) -> Capability:
+        names = {tensor.name for tensor in self.info.tensors}
+        return capability_of(self.architecture, self.info.metadata, names)
 
     def fingerprint(self) -> bytes:
         return rpc.fingerprint(self.files)
@@ -109,6 +123,8 @@ def load_model(path: Path) -> Model:
     n_layers = info.metadata.get(f"{architecture}.block_count")
     if not isinstance(architecture, str) or not isinstance(n_layers, int) or n_layers < 1:
         raise GgufError(f"{path} is a GGUF file but not a language model: it has no number of layers")
+    if reason := why_not_served(architecture):
+        raise GgufError(f"{path} {reason}")
     name = PART.sub("", Path(files[0]).stem)
     projector = _load_projector(projector_beside(Path(files[0]), name))
     return Model(name, tuple(files), sum(info.sizes), architecture, n_layers, info, projector)
@@ -155,7 +171,7 @@ class Store:
     """
 
     def __init__(self, emit: Callable[[str], None], projectors: bool = True) -> None:
-        self._emit, self._projectors = emit, projectors
+        self._emit, self.takes_projectors = emit, projectors
         self._read: dict[Path, _Read] = {}
         self._extra: dict[str, Model] = {}
         self._left_out: set[str] = set()
@@ -167,7 +183,7 @@ class Store:
         self._extra[fingerprint] = self.models[fingerprint] = self._as_served(model)
 
     def _as_served(self, model: Model) -> Model:
-        return model if self._projectors else replace(model, projector=None)
+        return model if self.takes_projectors else replace(model, projector=None)
 
     @property
     def shared(self) -> dict[str, Model | Projector]:

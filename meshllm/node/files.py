@@ -13,7 +13,7 @@ from pathlib import Path
 
 from meshllm.engine import LeashedProcess
 from meshllm.errors import MeshLlmError, ModelError
-from meshllm.mesh.announcement import MAX_MODELS, ModelInfo, ProjectorInfo
+from meshllm.mesh.announcement import MAX_MODELS, Capability, ModelInfo, ProjectorInfo
 from meshllm.mesh.groups import MAX_RTT_MS, has_model, will_fetch
 from meshllm.mesh.mesh import Mesh
 from meshllm.models.download import can_be_had
@@ -47,7 +47,7 @@ class ModelFiles:
         self._on_models, self._emit, self._progress = on_models, emit, progress
         self._wanted: ModelInfo | None = None
         self._fetch_task: asyncio.Task[None] | None = None
-        self._coming: ModelInfo | None = None
+        self._coming: ModelInfo | ProjectorInfo | None = None
         self._wake = asyncio.Event()
 
     def want(self, model: ModelInfo | None) -> None:
@@ -87,19 +87,45 @@ class ModelFiles:
             self._announce_models()
 
     def _announce_models(self) -> None:
-        models, projectors = model_infos(self._store), projector_infos(self._store)
-        self._mesh.announce(replace(self._mesh.me, models=models, projectors=projectors))
+        store = self._store
+        self._mesh.announce(
+            replace(
+                self._mesh.me,
+                models=model_infos(store),
+                projectors=projector_infos(store),
+                capabilities=capabilities(store),
+            )
+        )
 
     async def _update_fetch(self) -> None:
-        """Fetches the wanted model, and nothing else."""
+        """Fetches the wanted model, or else its projector, and nothing else."""
         wanted = self._wanted if self._wanted and will_fetch(self._mesh.me, self._wanted) else None
-        if wanted == self._coming:
+        coming = wanted or self._missing_projector()
+        if coming == self._coming:
             return
         await self._stop()
+        self._coming = coming
         if wanted:
-            self._coming = wanted
             self._announce_progress(wanted, 0.0)
             self._fetch_task = asyncio.create_task(self._fetch(wanted), name=f"get {wanted.name}")
+        elif coming and self._wanted:
+            work = self._fetch_projector(self._wanted)
+            self._fetch_task = asyncio.create_task(work, name=f"get the projector of {self._wanted.name}")
+
+    def _missing_projector(self) -> ProjectorInfo | None:
+        """Of the wanted model, which lies where its projector would: only peers have one, got after the model."""
+        model = self._store.models.get(self._wanted.fingerprint) if self._wanted and self._mesh.me.fetches else None
+        if model is None or model.projector or Path(model.files[0]).parent != models_folder():
+            return None
+        assert self._wanted
+        known = self._projectors_of_owners(self._wanted) if self._store.takes_projectors else []
+        return known[0] if known else None
+
+    async def _fetch_projector(self, model: ModelInfo) -> None:
+        await self._projector_from_peers(model)
+        await self.look()
+        if model.fingerprint in self._mesh.me.projectors:
+            self._emit(f"the projector of {model.name} has arrived on this machine; its next start here will use it")
 
     async def _stop(self) -> None:
         if self._fetch_task:
@@ -134,8 +160,7 @@ class ModelFiles:
 
     async def _projector_from_peers(self, model: ModelInfo) -> None:
         """The nearest owner's, if any has one. A stage needs none, but may become the host later."""
-        present = self._mesh.membership.present()
-        known = [p for i in self._owners(model) if (p := present[i].projectors.get(model.fingerprint))]
+        known = self._projectors_of_owners(model)
         name = file_name(model.name)
         if not known or (models_folder() / name).exists():
             return
@@ -153,6 +178,11 @@ class ModelFiles:
             await Fetch(wanted, owners, self._open, progress, name).run()
         except MeshLlmError as error:
             self._emit(f"{error}; {model.name} will take no images here")
+
+    def _projectors_of_owners(self, model: ModelInfo) -> list[ProjectorInfo]:
+        """Nearest first."""
+        present = self._mesh.membership.present()
+        return [p for i in self._owners(model) if (p := present[i].projectors.get(model.fingerprint))]
 
     async def _from_peers(self, model: ModelInfo) -> None:
         announced = 0.0
@@ -217,6 +247,12 @@ def projector_infos(store: Store) -> dict[str, ProjectorInfo]:
     """By the fingerprint of the model."""
     models = list(store.models.items())[:MAX_MODELS]
     return {f: ProjectorInfo(m.projector.fingerprint, m.projector.size_bytes) for f, m in models if m.projector}
+
+
+def capabilities(store: Store) -> dict[str, Capability]:
+    """By the fingerprint of the model; without those that complete text."""
+    models = list(store.models.items())[:MAX_MODELS]
+    return {f: m.capability for f, m in models if m.capability is not Capability.COMPLETION}
 
 
 def model_info(model: Model) -> ModelInfo:

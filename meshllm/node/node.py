@@ -113,6 +113,7 @@ class Node:
             ggml_version=worker.ggml_version,
             models=worker.models,
             projectors=worker.projectors,
+            capabilities=worker.capabilities,
             named=tuple(m.fingerprint for m in worker.named),
             wants=tuple(worker.named),
             fetches=worker.fetches,

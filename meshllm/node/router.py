@@ -15,9 +15,9 @@ import aiohttp
 from meshllm.api import RequestInfo, Served, Upstream
 from meshllm.api.latencies import Latencies
 from meshllm.api.proxy import ENGINE_PATH, MODEL_HEADER
-from meshllm.api.routing import Affinity, Candidate, Load, find_model
+from meshllm.api.routing import Affinity, Candidate, Load, check_capability, find_model
 from meshllm.errors import ProtocolError, UnknownModelError
-from meshllm.mesh.announcement import ModelInfo
+from meshllm.mesh.announcement import Capability, ModelInfo
 from meshllm.mesh.engine_status import MAX_ENGINE_BYTES, EngineStatus, EngineSummary, decode_engine, summarize
 from meshllm.mesh.groups import Placement, StageStatus
 from meshllm.mesh.mesh import Mesh
@@ -74,7 +74,14 @@ class Router:
         for fingerprint, infos in self._infos(hosts).items():
             info = infos[0]
             projector = any(fingerprint in present[i].projectors for i in hosts[fingerprint] if i in present)
-            found[fingerprint] = Served(info.name, fingerprint, info.size_bytes, info.n_layers, projector)
+            found[fingerprint] = Served(
+                info.name,
+                fingerprint,
+                info.size_bytes,
+                info.n_layers,
+                projector,
+                self._capability_of(fingerprint),
+            )
         return sorted(found.values(), key=lambda served: (served.name, served.fingerprint))
 
     async def acquire(self, info: RequestInfo, timeout_s: float, is_new: bool) -> Upstream | None:
@@ -87,6 +94,7 @@ class Router:
                 self.rates.count(fingerprint, time.monotonic())
                 is_new = False
             if fingerprint in hosts:
+                check_capability(self._capability_of(fingerprint), info)
                 candidates = [Candidate(i, self._load_of(i).total, self._distance(i)) for i in hosts[fingerprint]]
                 chosen = self._affinity.choose(candidates, info).node_id
                 self._affinity.remember(info, chosen)
@@ -174,14 +182,21 @@ class Router:
         return {fingerprint: sorted(models, key=lambda m: m.name) for fingerprint, models in found.items()}
 
     def _model_of(self, info: RequestInfo, hosts: Mapping[str, list[str]]) -> str | None:
-        """The fingerprint of the named model, or of the one served here or nearest. Raises UnknownModelError."""
+        """The fingerprint of the named model, or of the one served here or nearest, preferably of one that can do what
+        the request needs. Raises UnknownModelError.
+        """
         if info.model:
             served = [(m.name, f) for f, infos in self._infos(hosts).items() for m in infos]
             known = [(a.model.name, a.model.fingerprint) for a in self.placements]
             if served or known:
                 return find_model(info.model, served, known)
             return None
-        return min(hosts, key=lambda f: (min(self._distance(i) for i in hosts[f]), f), default=None)
+        suited = [f for f in hosts if self._capability_of(f) is info.needs] or hosts
+        return min(suited, key=lambda f: (min(self._distance(i) for i in hosts[f]), f), default=None)
+
+    def _capability_of(self, fingerprint: str) -> Capability:
+        told = (node.capabilities.get(fingerprint) for node in self._mesh.membership.present().values())
+        return next(filter(None, told), Capability.COMPLETION)
 
     def _waits(self, fingerprint: str | None) -> bool:
         """Whether the model, or every model, waits for memory: no point in holding the request."""

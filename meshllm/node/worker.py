@@ -22,14 +22,14 @@ from meshllm.engine import (
 )
 from meshllm.engine.launch import StageAddress, takes_projector
 from meshllm.errors import EngineError, MeshLlmError, NotOnDiskError
-from meshllm.mesh.announcement import ModelInfo, ProjectorInfo
+from meshllm.mesh.announcement import Capability, ModelInfo, ProjectorInfo
 from meshllm.mesh.groups import Group
 from meshllm.mesh.mesh import Mesh
 from meshllm.models.download import can_be_had
 from meshllm.models.store import Model, Store, resolve
 from meshllm.models.transfer import Sharing
 from meshllm.node.drafts import Drafting
-from meshllm.node.files import ModelFiles, model_info, model_infos, projector_infos
+from meshllm.node.files import ModelFiles, capabilities, model_info, model_infos, projector_infos
 
 RESERVE = 0.1  # of a device's memory, kept for the KV cache and compute buffers
 _PROBE_TIMEOUT_S = 15.0
@@ -98,6 +98,10 @@ class Worker:
     @property
     def projectors(self) -> dict[str, ProjectorInfo]:
         return projector_infos(self._store)
+
+    @property
+    def capabilities(self) -> dict[str, Capability]:
+        return capabilities(self._store)
 
     @property
     def fetches(self) -> bool:

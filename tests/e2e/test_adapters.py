@@ -141,6 +141,23 @@ def test_a_peer_fetches_the_projector_with_the_model(model: Path, tmp_path: Path
         assert describe(mesh.api("h2"), RED) == expected
 
 
+@pytest.mark.timeout(120)
+def test_a_peer_fetches_a_projector_that_came_later(model: Path, tmp_path: Path) -> None:
+    with world(tmp_path, hosts=2, rtt_ms=1) as mesh:
+        folders = {host: tmp_path / f"models-{host}" for host in ("h1", "h2")}
+        for path in folders.values():
+            path.mkdir()
+            rewrite(model, path / "Seeing-Q4_1.gguf", layers=range(20))
+        args: dict[str, Any] = {"engine_args": ("--", *ENGINE_ARGS)}
+        env = {host: {"MESH_LLM_MODELS": str(path)} for host, path in folders.items()}
+        token = mesh.seed("h1", "--model", "seeing", **args, env=env["h1"])
+        second = mesh.start("h2", "--join", token, **args, env=env["h2"])
+        second.ready()
+        projector = adapters.projector(folders["h1"] / "mmproj-F16.gguf", N_EMBD)
+        second.wait_output("the projector of Seeing-Q4_1 has arrived on this machine", 60)  # both look every 10 s
+        assert (folders["h2"] / "mmproj-Seeing.gguf").read_bytes() == projector.read_bytes()
+
+
 def test_another_models_weights_of_the_same_name_are_its_own(model: Path, tmp_path: Path) -> None:
     """A draft on a stage, which has the model: the names of its last layers are those of other layers there."""
     draft = rewrite(model, tmp_path / "draft-Q4_1.gguf", [i for i in range(N_LAYERS) if i not in (25, 26)])[0]

@@ -57,6 +57,20 @@ def test_stock_llama_server_uses_our_device_server(server: rpc.DeviceServer, mod
     assert server.counters()["graphs_computed"] > 40
 
 
+def test_stock_client_of_two_servers(server: rpc.DeviceServer) -> None:
+    """llama.cpp's own test: what lies on one server means nothing to another, and sizes are asked by strides too."""
+    other = rpc.DeviceServer("127.0.0.1:0", threads=1)
+    try:
+        command = [str(ENGINE / "test-rpc-multi-server"), server.address, other.address]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert other.counters()["graphs_computed"] == 1
+        assert server.counters()["errors"] == other.counters()["errors"] == 0
+        assert server.take_log() == other.take_log() == []
+    finally:
+        other.stop()
+
+
 def test_killed_client_frees_its_memory(server: rpc.DeviceServer, model: Path) -> None:
     with MeshLlm("--model", str(model), "--stage", server.address) as client:
         client.ready()

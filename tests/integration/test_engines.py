@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import random
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support.archs import two_stages
+from support.cut import rewrite
 from support.engines import Engine, plain_and_split
 from support.processes import ENGINE
+
+from meshllm.models.capability import Pooling
 
 WORDS = "Rome was not built in a day, and the people who built it were not always of one mind about the plan. "
 RECURRENT = ("qwen35-dense", "qwen3next-moe", "falcon-h1-dense", "mamba2-dense")
@@ -55,7 +60,16 @@ def test_a_conversation_comes_back_from_memory_and_from_a_file(model: Path, tmp_
     assert [answer["computed"] for answer in answers[1][2:]] == [1, 1]
 
 
-@pytest.mark.parametrize("options", [("-ctk", "q8_0", "-ctv", "q8_0", "-fa", "on"), ("-fa", "off", "-ctk", "q4_0")])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("-ctk", "q8_0", "-ctv", "q8_0", "-fa", "on"),
+        ("-fa", "off", "-ctk", "q4_0"),
+        ("-ctk", "bf16", "-ctv", "bf16"),
+        ("-ctk", "q8_0", "-ctv", "q5_1"),
+        ("-ctk", "q4_0", "-ctv", "iq4_nl"),
+    ],
+)
 def test_types_of_the_kv_cache(model: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
     with plain_and_split(model, tmp_path, options) as engines:
         alone, split = (ask(engine, WORDS * 2) for engine in engines)
@@ -100,11 +114,94 @@ def test_where_tensors_lie_and_what_is_guessed(
     assert len(split) == 40 and split == alone
 
 
+@pytest.mark.parametrize("name", ["gemma3-dense", "gpt-oss-moe", "qwen35-dense"])
+def test_each_tensor_is_split_over_the_stages(tiny_models: Path, tmp_path: Path, name: str) -> None:
+    """They add up what each has computed, so the last digits differ."""
+    options = ["-c", "512", "-fa", "on"]
+    with plain_and_split(tiny_models / f"{name}.gguf", tmp_path, options, ["-sm", "tensor"]) as engines:
+        rows = []
+        for engine in engines:
+            answer = engine.api.complete([5, 9, 17, 33, 65], 24, n_probs=3, return_tokens=True)
+            likeliest = [token["top_logprobs"] for token in answer["completion_probabilities"]]
+            rows.append((answer["tokens"], [[rival["logprob"] for rival in each] for each in likeliest]))
+    assert rows[1][0] == rows[0][0]
+    assert np.allclose(rows[1][1], rows[0][1], atol=1e-3)
+
+
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 def test_embeddings(model: Path, tmp_path: Path, pooling: str) -> None:
     with plain_and_split(model, tmp_path, ["--embedding", "--pooling", pooling]) as engines:
         alone, split = (engine.api.request("/v1/embeddings", {"input": WORDS})["data"] for engine in engines)
     assert split[0]["embedding"] == pytest.approx(alone[0]["embedding"], abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Embedding models of random weights that state mean pooling, without options for llama-server."""
+    folder = tmp_path_factory.mktemp("encoders")
+    subprocess.run([ENGINE / "test-archs", "--others", "-o", folder, "-s", "1", "-a", "bert|embed|t5"], check=True)
+    return folder
+
+
+def vectors(engine: Engine, texts: list[Any], **options: Any) -> list[Any]:
+    answer = engine.api.request("/v1/embeddings", {"input": texts} | options)
+    return [each["embedding"] for each in answer["data"]]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bert",
+        "nomic-bert-moe",
+        "modern-bert",
+        "jina-bert-v2",
+        "neo-bert",
+        "gemma-embedding",
+        "llama-embed",
+        "t5encoder",
+    ],
+)
+def test_embedding_models(encoders: Path, tmp_path: Path, name: str) -> None:
+    """Field report 39. Texts, tokens and base64, several at once."""
+    texts = ["hello", WORDS, [5, 9, 17, 33]]
+    with plain_and_split(encoders / f"{name}.gguf", tmp_path) as engines:
+        alone, split = (vectors(engine, texts) for engine in engines)
+        encoded = vectors(engines[1], texts, encoding_format="base64")
+        lines = engines[1].process.output().splitlines()
+    assert not [line for line in lines if "leaves to the host" in line and ASKED_BY_LOADER not in line]
+    assert len({str(each) for each in split}) == 3
+    assert np.allclose(split, alone, atol=1e-6)
+    assert np.allclose([np.frombuffer(base64.b64decode(each), np.float32) for each in encoded], alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "last"])
+def test_another_pooling(encoders: Path, tmp_path: Path, pooling: str) -> None:
+    with plain_and_split(encoders / "nomic-bert.gguf", tmp_path, ["--pooling", pooling]) as engines:
+        alone, split = (vectors(engine, ["hello", WORDS]) for engine in engines)
+    assert np.allclose(split, alone, atol=1e-6)
+
+
+def test_an_input_as_long_as_the_context(encoders: Path, tmp_path: Path) -> None:
+    """Longer than llama-server's own --ubatch-size, in which an encoder must read everything."""
+    long = rewrite(encoders / "nomic-bert.gguf", tmp_path / "long.gguf", numbers={"nomic-bert.context_length": 2048})[0]
+    tokens = [i % 100 for i in range(2000)]
+    with plain_and_split(long, tmp_path) as engines:
+        alone, split = (vectors(engine, [tokens]) for engine in engines)
+    assert np.allclose(split, alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["bert", "modern-bert", "neo-bert"])
+def test_rerankers(encoders: Path, tmp_path: Path, name: str) -> None:
+    ranks = rewrite(encoders / f"{name}.gguf", tmp_path / "ranks.gguf", numbers={f"{name}.pooling_type": Pooling.RANK})
+    body = {"query": "who built Rome?", "documents": [WORDS, "hello", "It was not built in a day."]}
+    with plain_and_split(ranks[0], tmp_path) as engines:
+        scores = []
+        for engine in engines:
+            answers = [engine.api.request(path, body)["results"] for path in ("/v1/rerank", "/reranking")]
+            assert answers[0] == answers[1]
+            scores.append({each["index"]: each["relevance_score"] for each in answers[0]})
+    assert len(set(scores[1].values())) == 3
+    assert scores[1] == pytest.approx(scores[0], abs=1e-6)
 
 
 @pytest.fixture(scope="module")

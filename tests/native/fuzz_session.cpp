@@ -39,10 +39,19 @@ wire::Bytes script(wire::ByteView input) {
     add_frame(out, wire::Command::hello, no_rdma);
     wire::MeshHello hello;
     hello.ggml_version = ggml_version();
-    if (!input.empty() && input[0] % 4 != 0) { // else a stock client
+    const uint8_t kind = input.empty() ? 0 : input[0] % 4; // 0: a stock client
+    hello.version = kind == 1 ? 1 : wire::mesh_version;
+    if (kind != 0) {
         add_frame(out, wire::Command::mesh_hello, wire::encode(hello));
     }
     add_frame(out, wire::Command::alloc_buffer, wire::view_of(wire::AllocRequest{0, 4096}));
+    if (kind == 3) { // a graph of nothing is computed: what is refused from now on leaves the session alive
+        wire::Bytes put;
+        wire::Writer(put).put(uint32_t(0));
+        wire::encode_graph({}, put);
+        add_frame(out, wire::Command::graph_put, put);
+        add_frame(out, wire::Command::graph_run, wire::view_of(wire::GraphRun{0, 0}));
+    }
     while (input.size() >= 3) {
         const auto command = static_cast<wire::Command>(input[0] % 82);
         const size_t length = std::min<size_t>(input[1] | (input[2] & 3) << 8, input.size() - 3);

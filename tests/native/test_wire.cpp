@@ -131,6 +131,7 @@ void test_structures() {
     test_structure<wire::DeviceMemory>("DeviceMemory");
     test_structure<wire::GraphRun>("GraphRun");
     test_structure<wire::ByteRange>("ByteRange");
+    test_structure<wire::CopyBytes>("CopyBytes");
     test_structure<wire::SetBytesHead>("SetBytesHead");
     test_structure<wire::PushTensor>("PushTensor");
     test_structure<wire::AwaitTensor>("AwaitTensor");
@@ -140,7 +141,7 @@ void test_structures() {
 void test_commands() {
     for (int number = 0; number < 256; number++) {
         const auto command = static_cast<wire::Command>(number);
-        const bool exists = number <= 17 || (number >= 64 && number <= 76);
+        const bool exists = number <= 17 || (number >= 64 && number <= 79);
         const std::string name = "command " + std::to_string(number);
         check(wire::max_payload(command).has_value() == exists, name + " exists, or does not");
         check(exists || !wire::has_reply(command), name + " does not exist and has no reply");

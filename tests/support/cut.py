@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import gguf
 
 
-def rewrite(source: Path, target: Path, layers: Sequence[int] | None = None, split_max_tensors: int = 0) -> list[Path]:
-    """The files written, in order; `layers` are the ones to keep."""
+def rewrite(
+    source: Path,
+    target: Path,
+    layers: Sequence[int] | None = None,
+    split_max_tensors: int = 0,
+    numbers: Mapping[str, int] | None = None,
+    change: Callable[[str, Any], Any] = lambda _name, data: data,
+) -> list[Path]:
+    """The files written, in order; `layers` are the ones to keep.
+
+    `numbers` replace those of the metadata; `change` returns the data of a tensor, given its name and what it was.
+    """
     reader = gguf.GGUFReader(source)
     architecture = str(reader.fields["general.architecture"].contents())
     writer = gguf.GGUFWriter(target, architecture, split_max_tensors=split_max_tensors)
@@ -19,6 +30,9 @@ def rewrite(source: Path, target: Path, layers: Sequence[int] | None = None, spl
         value = field.contents()
         if name == f"{architecture}.block_count" and layers:
             value = len(layers)
+        value = (numbers or {}).get(name, value)
+        if value == []:
+            continue  # gguf does not write empty lists
         sub_type = field.types[1] if len(field.types) > 1 else None
         writer.add_key_value(name, value, field.types[0], sub_type)
     for tensor in reader.tensors:
@@ -29,7 +43,7 @@ def rewrite(source: Path, target: Path, layers: Sequence[int] | None = None, spl
             if int(number) not in layers:
                 continue
             name = f"blk.{layers.index(int(number))}.{rest}"
-        writer.add_tensor(name, tensor.data, raw_dtype=tensor.tensor_type)
+        writer.add_tensor(name, change(name, tensor.data), raw_dtype=tensor.tensor_type)
     return written(writer, target)
 
 

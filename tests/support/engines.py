@@ -59,8 +59,10 @@ def engine(
 
 
 @contextmanager
-def plain_and_split(model: Path, folder: Path, options: Sequence[str] = ()) -> Iterator[tuple[Engine, Engine]]:
-    """Layers on two stages in this process and, the last third, on the host."""
+def plain_and_split(
+    model: Path, folder: Path, options: Sequence[str] = (), split_options: Sequence[str] = ()
+) -> Iterator[tuple[Engine, Engine]]:
+    """Layers on two stages in this process and, the last third, on the host. `split_options` are for these alone."""
     with ExitStack() as stack:
         files = [str(model)]
         models = [(rpc.fingerprint(files), files)]
@@ -69,4 +71,4 @@ def plain_and_split(model: Path, folder: Path, options: Sequence[str] = ()) -> I
             stack.callback(server.stop)
         alone = stack.enter_context(engine(model, folder, options))
         addresses = [server.address for server in servers]
-        yield alone, stack.enter_context(engine(model, folder, options, addresses, (1, 1, 1)))
+        yield alone, stack.enter_context(engine(model, folder, [*options, *split_options], addresses, (1, 1, 1)))

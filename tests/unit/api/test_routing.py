@@ -8,8 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshllm.api.routing import Affinity, Candidate, Load, RequestInfo, find_model, read_request_info
-from meshllm.errors import NotJsonError, UnknownModelError
+from meshllm.api.routing import (
+    Affinity,
+    Candidate,
+    Load,
+    RequestInfo,
+    check_capability,
+    find_model,
+    needed_for,
+    read_request_info,
+)
+from meshllm.errors import NotJsonError, UnknownModelError, WrongModelError
+from meshllm.mesh.announcement import Capability
 
 SERVED = [("Qwen2.5-32B-Instruct-Q4_K_M", "a"), ("SmolLM2-135M-Instruct.Q4_1", "b")]
 
@@ -50,6 +60,35 @@ def test_the_model_of_a_request() -> None:
         == RequestInfo()
     )
     assert read_request_info(b'{"model": 5, "messages": 7}') == RequestInfo()
+
+
+@pytest.mark.parametrize(
+    ("path", "needs"),
+    [
+        ("/v1/chat/completions", Capability.COMPLETION),
+        ("/completion", Capability.COMPLETION),
+        ("/v1/messages", Capability.COMPLETION),
+        ("/v1/embeddings", Capability.EMBEDDING),
+        ("/embedding", Capability.EMBEDDING),
+        ("/v1/rerank", Capability.RERANK),
+        ("/reranking", Capability.RERANK),
+        ("/tokenize", None),
+        ("/v1/messages/count_tokens", None),
+        ("/", None),
+    ],
+)
+def test_what_a_path_asks_of_a_model(path: str, needs: Capability | None) -> None:
+    assert needed_for(path) is needs
+
+
+def test_a_model_that_completes_no_text() -> None:
+    for capability, where in ((Capability.EMBEDDING, "/v1/embeddings"), (Capability.RERANK, "/v1/rerank")):
+        with pytest.raises(WrongModelError, match=f"at {where}; it does not complete text"):
+            check_capability(capability, RequestInfo(needs=Capability.COMPLETION))
+        for needs in (None, Capability.EMBEDDING, Capability.RERANK):
+            check_capability(capability, RequestInfo(needs=needs))
+    for needs in Capability:
+        check_capability(Capability.COMPLETION, RequestInfo(needs=needs))
 
 
 def test_a_body_that_says_it_is_json() -> None:

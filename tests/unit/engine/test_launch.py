@@ -66,6 +66,14 @@ def test_stages_share_by_their_free_memory(loaded: Model) -> None:
     assert value_of(command, "-ngl") == "999" and value_of(command, "--fit") == "off"
 
 
+def test_tensors_are_split_over_stages_alone(loaded: Model) -> None:
+    for args in (("-sm", "tensor"), ("-c", "512", "--split-mode", "tensor")):
+        command = make(loaded, server("a", 1), server("b", 1), extra_args=args).command(Path("/s"))
+        assert value_of(command, "--device") == "STAGE0,STAGE1"
+    layers = make(loaded, server("a", 1), extra_args=("-sm", "layer")).command(Path("/s"))
+    assert value_of(layers, "--device") == "STAGE0,HOST"
+
+
 def test_the_backend_is_told_of_every_stage(loaded: Model) -> None:
     spec = make(loaded, server("a", 1, 1), host_device="CUDA0")
     config = orjson.loads(spec.backend_config(Path("/run/counters.bin")))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from meshllm.errors import ProtocolError
-from meshllm.mesh.announcement import Announcement, ModelInfo, ProjectorInfo, decode_announcement
+from meshllm.mesh.announcement import Announcement, Capability, ModelInfo, ProjectorInfo, decode_announcement
 
 MODEL = ModelInfo("m", "ab" * 32, 1000, 4)
 SEEING = Announcement("a" * 64, 1, models=(MODEL,), projectors={MODEL.fingerprint: ProjectorInfo("cd" * 32, 100)})
@@ -17,6 +17,16 @@ def test_projectors_arrive_as_they_were_sent() -> None:
     assert decode_announcement(SEEING.encode()) == SEEING
     older = {key: value for key, value in SEEING.encode().items() if key != "proj"}
     assert decode_announcement(older).projectors == {}
+
+
+def test_what_models_are_for_arrives_as_it_was_sent() -> None:
+    embeds = Announcement("a" * 64, 1, models=(MODEL,), capabilities={MODEL.fingerprint: Capability.EMBEDDING})
+    assert decode_announcement(embeds.encode()) == embeds
+    older = {key: value for key, value in embeds.encode().items() if key != "caps"}
+    assert decode_announcement(older).capabilities == {}
+    for wrong in ({MODEL.fingerprint: "world domination"}, {"m": "embedding"}, ["embedding"]):
+        with pytest.raises(ProtocolError):
+            decode_announcement(embeds.encode() | {"caps": wrong})
 
 
 @pytest.mark.parametrize(

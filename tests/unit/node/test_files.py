@@ -38,6 +38,8 @@ class FakeMesh:
 
 
 class FakeStore:
+    takes_projectors = True
+
     def __init__(self) -> None:
         self.models: dict[str, object] = {}
 
@@ -134,3 +136,46 @@ def test_the_projector_is_fetched_before_the_model(monkeypatch: pytest.MonkeyPat
     asyncio.run(fetch())
     assert asked == [("e" * 64, "mmproj-m.gguf", [PEER]), (MODEL.fingerprint, "", [PEER])]
     assert lines == (["no space; m will take no images here"] if fails else [])
+
+
+@pytest.mark.parametrize("lies", ["in the models folder", "elsewhere", "and the user wants no projector"])
+def test_a_projector_that_a_peer_got_later(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lies: str) -> None:
+    """It is fetched once, for a model that lies where a projector beside it would be found."""
+    monkeypatch.setenv("MESH_LLM_MODELS", str(tmp_path))
+    asked: list[str] = []
+
+    class Fetch:
+        def __init__(self, model: ModelInfo, *_rest: Any) -> None:
+            asked.append(model.fingerprint)
+
+        async def run(self) -> None:
+            raise ModelError("no space")
+
+    monkeypatch.setattr(module, "Fetch", Fetch)
+    monkeypatch.setattr(module, "tidy", lambda: None)
+
+    async def look() -> None:
+        mesh = FakeMesh()
+        mesh.me = Announcement(ME, 1, models=(MODEL,), fetches=True)
+        store = FakeStore()
+        store.takes_projectors = lies != "and the user wants no projector"
+        folder = Path("/elsewhere") if lies == "elsewhere" else tmp_path
+        store.models[MODEL.fingerprint] = SimpleNamespace(projector=None, files=(str(folder / "m.gguf"),))
+        files = ModelFiles(
+            cast(Any, mesh), cast(Any, store), Path("/leash"), lambda: None, lambda _line: None, lambda _text: None
+        )
+        running = asyncio.create_task(files.run())
+        for model in (MODEL, None, MODEL, None):
+            files.want(model)
+            await asyncio.sleep(0.01)
+        assert not asked
+        mesh.projectors = {MODEL.fingerprint: ProjectorInfo("e" * 64, 100)}
+        files.want(MODEL)
+        for _ in range(3):
+            await asyncio.sleep(0.01)
+            files._wake.set()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(look())
+    assert asked == (["e" * 64] if lies == "in the models folder" else [])

@@ -13,8 +13,8 @@ import pytest
 
 from meshllm.api.proxy import MODEL_HEADER
 from meshllm.api.routing import Load, RequestInfo
-from meshllm.errors import UnknownModelError
-from meshllm.mesh.announcement import Announcement, ModelInfo, ProjectorInfo, Serving
+from meshllm.errors import UnknownModelError, WrongModelError
+from meshllm.mesh.announcement import Announcement, Capability, ModelInfo, ProjectorInfo, Serving
 from meshllm.mesh.groups import Group, Placement, StageStatus
 from meshllm.node.router import LocalTarget, Router
 from meshllm.quic.transport import StreamKind
@@ -99,6 +99,34 @@ def test_a_request_without_a_name_goes_to_the_nearest_model() -> None:
     mesh.host(FAR, SMALL)
     mesh.host(NEAR, BIG)
     assert where(make(mesh)) == (f"/f/http-{NEAR[:16]}.sock", BIG.fingerprint)
+
+
+def test_a_request_goes_to_a_model_that_can_do_what_it_needs() -> None:
+    mesh = FakeMesh()
+    mesh.host(NEAR, SMALL)
+    mesh.host(FAR, BIG)
+    capabilities = {BIG.fingerprint: Capability.EMBEDDING}
+    mesh.others[FAR] = replace(mesh.others[FAR], capabilities=capabilities)
+    router = make(mesh)
+
+    def asked(model: str, needs: Capability | None) -> str:
+        upstream = asyncio.run(router.acquire(RequestInfo(model, needs=needs), 0.0, False))
+        assert upstream
+        return upstream.headers[MODEL_HEADER]
+
+    assert [asked("", needs) for needs in (None, *Capability)] == [
+        SMALL.fingerprint,
+        SMALL.fingerprint,
+        BIG.fingerprint,
+        SMALL.fingerprint,  # nothing ranks here: llama-server says so
+    ]
+    assert asked("small", Capability.EMBEDDING) == SMALL.fingerprint  # it may have been started so
+    with pytest.raises(WrongModelError, match="only makes embeddings"):
+        asked("big", Capability.COMPLETION)
+    assert [model.capability for model in router.served()] == [Capability.EMBEDDING, Capability.COMPLETION]
+    del mesh.others[NEAR]
+    with pytest.raises(WrongModelError, match="only makes embeddings"):
+        asked("", Capability.COMPLETION)
 
 
 def test_names_that_nobody_serves() -> None:
