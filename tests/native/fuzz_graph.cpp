@@ -1,8 +1,11 @@
 // Graphs whose shapes nearly fit: what the checks let pass is computed, so a check that is missing shows as an abort.
 #include "server/graph_builder.h"
+#include "server/op_check.h"
 
 #include <ggml-backend-impl.h>
+#include <ggml-impl.h>
 
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
@@ -15,6 +18,24 @@ using recipes::sizes;
 namespace {
 
 constexpr uint64_t buffer_size = 1 << 18;
+
+/// How many graphs with each operator were accepted and computed. scripts/fuzz shows it.
+struct Computed {
+    std::array<size_t, GGML_OP_COUNT> graphs{};
+
+    void add(const server::BuiltGraph & built) {
+        for (int i = 0; i < built.graph->n_nodes; i++) {
+            graphs[built.graph->nodes[i]->op]++;
+        }
+    }
+    ~Computed() {
+        for (int op = 0; op < GGML_OP_COUNT; op++) {
+            if (server::has_rule(static_cast<ggml_op>(op))) {
+                std::fprintf(stderr, "computed: %s %zu\n", ggml_op_name(static_cast<ggml_op>(op)), graphs[op]);
+            }
+        }
+    }
+};
 
 struct Lab {
     std::vector<std::unique_ptr<server::Device>> devices;
@@ -211,6 +232,7 @@ wire::GraphDesc random_graph(Choices & c, uint64_t handle) {
 } // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
+    static Computed computed;
     static std::unique_ptr<Lab> lab;
     Choices c(data, size);
     if (lab == nullptr || c.one_in(16)) { // a device keeps the largest scratch memory that it ever needed
@@ -230,7 +252,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
         desc = prepared(c, *lab);
     }
     try {
-        server::run_checked(server::build_graph(desc, *lab->buffers, *lab->devices[0]), *lab->devices[0]);
+        const server::BuiltGraph built = server::build_graph(desc, *lab->buffers, *lab->devices[0]);
+        server::run_checked(built, *lab->devices[0]);
+        computed.add(built);
     } catch (const std::exception &) { // refused, or no memory for its scratch: never an abort
     }
     for (const wire::TensorDesc & t : desc.tensors) {
