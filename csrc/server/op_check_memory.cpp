@@ -64,7 +64,8 @@ void repeat(Tensor t) {
 }
 
 void concat(Tensor t) {
-    Tensor a = source(t, 0), b = source(t, 1);
+    Tensor a = t->src[0], b = t->src[1]; // either may be empty, though the result is not
+    require(a != nullptr && b != nullptr, "a source is missing");
     const int dim = t->op_params[0];
     require(dim >= 0 && dim < GGML_MAX_DIMS && a->type == b->type && a->type == t->type, "the types do not match");
     for (int i = 0; i < GGML_MAX_DIMS; i++) {

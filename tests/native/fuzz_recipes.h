@@ -270,7 +270,8 @@ inline Recipe memory(Choices & c) {
         return {c.one_in(2) ? uint32_t(GGML_OP_SET) : uint32_t(GGML_OP_ACC),
                 {{{32, h, r, 1}}, {{h, 1, 1, 1}}},
                 {{32, h, r, 1}},
-                {128, 128 * static_cast<int32_t>(h), c.next(), 4 * c.next(), c.next() % 2}};
+                {128, 128 * static_cast<int32_t>(h), c.one_in(8) ? c.next() : static_cast<int32_t>(128 * h * r),
+                 4 * (c.next() % 48), c.next() % 2}};
     case 7: {
         Recipe out = {GGML_OP_PAD, {a}, a};
         for (int64_t & ne : out.result.ne) {
