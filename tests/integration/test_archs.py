@@ -20,7 +20,7 @@ FAMILIES = {
     "layers that share": "gemma3n|bailingmoe3|t5",
     "diffusion": "llada|dream|hy_v4",
     "indices that were floats, pooling": "minimax-m3|glm5-next",
-    "parts without elements": "minicpm3|plm",
+    "parts without elements": "minicpm3",
 }
 
 
