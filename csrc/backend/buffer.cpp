@@ -26,6 +26,7 @@ void free_buffer(ggml_backend_buffer_t buffer) {
     std::unique_ptr<BufferContext> context(&context_of(buffer));
     context->link->guarded([&] {
         context->stage->graphs->drop_buffer(context->handle);
+        context->stage->results->drop_buffer(context->handle);
         context->link->forget_base(context->handle);
         context->link->send(wire::Command::free_buffer, wire::view_of(context->handle));
         context->link->flush();

@@ -3,6 +3,7 @@
 
 #include "backend/graph_cache.h"
 #include "backend/read_ahead.h"
+#include "backend/step_results.h"
 #include "backend/weights.h"
 
 #include <ggml-backend-impl.h>
@@ -25,6 +26,7 @@ struct Stage {
     std::shared_ptr<StageLink> link;
     std::unique_ptr<GraphCache> graphs;
     std::unique_ptr<ReadAhead> reads;
+    std::unique_ptr<StepResults> results;
     const Weights * weights = nullptr;
     std::map<AllocKey, uint64_t> alloc_sizes; // guarded by the link's mutex, as is what follows
     std::unordered_map<std::string, bool> supported_ops;
@@ -41,6 +43,8 @@ struct Ring {
     std::vector<Stage *> stages;
 
     bool lost() const;
+    /// Fetches what llama.cpp is going to read from stages; after all that they send each other.
+    void fetch_results();
     /// Whether a stage has refused a graph since this was last asked; all stages have recovered then.
     bool take_refusal();
 };

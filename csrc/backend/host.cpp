@@ -97,6 +97,7 @@ void synchronize(ggml_backend_t backend) {
 
 ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph * graph) {
     HostBackend & self = of(backend);
+    self.host->ring.fetch_results();
     const bool arrived = arrive(self);
     // Also of stages whose results were not needed here.
     if (self.host->ring.take_refusal() || self.host->ring.lost() || !arrived) {

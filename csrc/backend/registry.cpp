@@ -54,6 +54,7 @@ std::unique_ptr<Stage> connect_stage(Mesh & mesh, size_t index) {
     stage->link = std::make_shared<StageLink>(stage->name, mesh.config.stages[index], *mesh.counters, index);
     stage->graphs = std::make_unique<GraphCache>(*stage->link);
     stage->reads = std::make_unique<ReadAhead>(*stage->link);
+    stage->results = std::make_unique<StepResults>(*stage->link);
     stage->weights = mesh.weights.get();
     const StageConfig & config = stage->link->config();
     if (!stage->link->guarded([&] { stage->link->connect(mesh.config.connect_timeout_s); })) {

@@ -62,7 +62,12 @@ void set_tensor_async(ggml_backend_t backend, ggml_tensor * tensor, const void *
 
 void get_tensor_async(ggml_backend_t backend, const ggml_tensor * tensor, void * data, size_t offset, size_t size) {
     Stage & stage = *stage_of(backend);
-    stage.link->guarded([&] { queue_get(stage, tensor, data, offset, size); });
+    stage.link->guarded([&] {
+        const bool output = (tensor->flags & GGML_TENSOR_FLAG_OUTPUT) != 0 && stage.link->mesh();
+        if (!output || !stage.results->take(tensor->name, range_of(tensor, offset, size), data)) {
+            queue_get(stage, tensor, data, offset, size);
+        }
+    });
 }
 
 void synchronize(ggml_backend_t backend) {
@@ -78,6 +83,7 @@ ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph * graph) {
     const bool ok = stage.link->guarded([&] {
         if (graph->n_nodes > 0) {
             stage.graphs->compute(graph);
+            stage.results->expect(graph);
         }
     });
     return ok ? GGML_STATUS_SUCCESS : GGML_STATUS_FAILED;
@@ -374,6 +380,17 @@ const ggml_backend_device_i device_interface = {
 
 bool Ring::lost() const {
     return std::ranges::any_of(stages, [](const Stage * s) { return s->link->lost(); });
+}
+
+// Received in the order of the ring: a stage that is held up until its reply is read must not keep the next ones, whose
+// replies are waited for, from what they await.
+void Ring::fetch_results() {
+    for (Stage * stage : stages) {
+        stage->link->guarded([&] { stage->results->request(); });
+    }
+    for (Stage * stage : stages) {
+        stage->link->guarded([&] { stage->results->receive(); });
+    }
 }
 
 // A refusal travels with what is pushed, so any of the stages between may have refused as well. RECOVER follows all

@@ -1,5 +1,7 @@
 #include "channel/handshake.h"
 
+#include <chrono>
+
 namespace meshllm::channel {
 
 void send(Stream & stream, wire::Command command, wire::ByteView head, wire::ByteView body) {
@@ -86,7 +88,9 @@ ServerInfo introduce(Stream & stream, const std::string & ggml_version) {
     }
     wire::MeshHello hello;
     hello.ggml_version = ggml_version;
+    const auto asked = std::chrono::steady_clock::now();
     const wire::Bytes payload = call(stream, wire::Command::mesh_hello, wire::encode(hello));
+    const std::chrono::duration<double> rtt = std::chrono::steady_clock::now() - asked;
     wire::MeshHelloReply reply = wire::decode_mesh_hello_reply(payload);
     if (reply.ggml_version != ggml_version) {
         throw ProtocolError("the server has ggml " + reply.ggml_version + ", this machine ggml " + ggml_version +
@@ -94,6 +98,7 @@ ServerInfo introduce(Stream & stream, const std::string & ggml_version) {
     }
     return {true,
             reply.version,
+            rtt.count(),
             reply.session_key,
             std::min(reply.graph_slots, wire::max_graph_slots),
             std::move(reply.devices),

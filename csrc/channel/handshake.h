@@ -22,6 +22,7 @@ bool stock_hello(Stream & stream);
 struct ServerInfo {
     bool mesh = false;    // else a stock ggml-rpc-server: no key, no models, one graph
     uint16_t version = 0; // of the extensions
+    double rtt_s = 0;     // of one request and its reply, as measured once
     wire::Key session_key{};
     uint32_t graph_slots = 1;
     std::vector<wire::DeviceInfo> devices;

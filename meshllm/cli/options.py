@@ -98,7 +98,7 @@ class ServeConfig:
     identity: Path | None
     split: bool
     draft: str | None
-    draft_max: int
+    draft_max: int | None
     no_draft: bool
     no_fetch: bool
     api_key: str
@@ -117,8 +117,8 @@ class ServeConfig:
     engine_args: tuple[str, ...]
 
     @property
-    def draft_tokens(self) -> int:
-        """Tokens to draft per step; 0 turns speculative decoding off."""
+    def draft_tokens(self) -> int | None:
+        """Tokens to draft per step; 0 turns speculative decoding off, None leaves it to what drafts."""
         return 0 if self.no_draft else self.draft_max
 
 

@@ -41,16 +41,15 @@ _engine = partial(option, group="Engine")
 @_model(
     "--draft",
     metavar="MODEL",
-    help="Draft model for speculative decoding, or ngram to draft from repetition without a model; "
-    "default: the draft that the catalog pairs with the model, if it is on disk.",
+    help="Draft model for speculative decoding, EAGLE-3 and DFlash included; or mtp for the model's own NextN layers, "
+    "or ngram, or a ngram type of llama-server, to draft from repetition; default: mtp where the model has such "
+    "layers, or else the draft that the catalog pairs with it, if that is on disk.",
 )
 @_model(
     "--draft-max",
-    default=8,
-    show_default=True,
     type=click.IntRange(min=1),
     metavar="N",
-    help="Tokens drafted per step.",
+    help="Tokens drafted per step; default: 3 with mtp, 8 with a draft model or ngram.",
 )
 @_model("--no-draft", is_flag=True, help="Turn speculative decoding off.")
 @_mesh("--join", metavar="TOKEN", help="Join the mesh that issued this invite token.")

@@ -30,7 +30,7 @@ class _StaticStages:
         model = engine.spec.model
         projector = engine.spec.projector is not None
         self._model = Served(
-            model.name, model.fingerprint().hex(), model.size_bytes, model.n_layers, projector, model.capability
+            model.name, model.fingerprint().hex(), model.size_bytes, model.n_trunk, projector, model.capability
         )
         self._load = Load(time.monotonic)
         self.latencies = Latencies()

@@ -1,8 +1,9 @@
 """llama-server: its command line, its life, and what it tells."""
 
 from meshllm.engine.binaries import Binaries, find_binaries
-from meshllm.engine.launch import LaunchSpec, Speculation, Stage, StageAddress, StageServer, make_launch_spec
+from meshllm.engine.launch import LaunchSpec, Stage, StageAddress, StageServer, make_launch_spec
 from meshllm.engine.process import LeashedProcess
+from meshllm.engine.speculation import Speculation
 from meshllm.engine.supervisor import Engine, EngineState
 
 __all__ = [

@@ -13,18 +13,24 @@ from meshllm import rpc
 from meshllm.engine.binaries import Binaries
 from meshllm.engine.embedding import embedding_arguments
 from meshllm.engine.layers import assign_layers, tensor_split
+from meshllm.engine.speculation import Speculation, chosen_by_user, suits_stages
 from meshllm.errors import EngineError
 from meshllm.mesh.engine_status import EngineStage, StageCounters
 from meshllm.models.store import Model, Projector
 
-# The host's prompt cache and checkpoints would read the stages' KV cache back over the network.
-_STAGE_OPTIONS = ("-ngl", "999", "--fit", "off", "--cache-ram", "0", "--ctx-checkpoints", "0")
+# llama-server's prompt cache would read the KV cache of whole conversations back over the network.
+_STAGE_OPTIONS = ("-ngl", "999", "--fit", "off", "--cache-ram", "0")
+# Without a checkpoint of what cannot be cut back (recurrent states, sliding windows) a prompt that differs before its
+# end is computed from the start: each turn with a model whose reasoning is left out of the next prompt. It is a copy on
+# the host, of 20 to 450 MB for today's models, up to three a prompt; over a link that is not local they cost more.
+_N_CHECKPOINTS = 8  # a conversation; each takes host memory
+_LOCAL_RTT_S = 0.005
 # By default llama-server gives the projector, also one that the user names, to its first device, a stage: weights and
 # images would cross the network, and convolutions, which stages do not compute, would come back.
 _PROJECTOR_ON_HOST = ("--mmproj-device", "HOST")
+# A draft model would be spread over all devices; on the host, guessing costs no round trip.
+_DRAFT_ON_HOST = ("--spec-draft-device", "HOST")
 _NO_PROJECTOR = ("--no-mmproj", "--no-mmproj-auto")  # llama-server itself heeds them only with -hf
-
-_NGRAM = 4  # tokens that must repeat before their continuation is guessed
 
 
 @dataclass(frozen=True)
@@ -72,24 +78,6 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Speculation:
-    """Guesses tokens that the model verifies in one batch: by a `draft` model on the host, or by n-grams if None."""
-
-    draft: Model | None
-    n_max: int  # tokens guessed at a time
-
-    def arguments(self, host_only: bool, on_cpu: bool) -> list[str]:
-        if self.draft is None:
-            sizes = ["--spec-ngram-simple-size-n", str(_NGRAM), "--spec-ngram-simple-size-m", str(self.n_max)]
-            return ["--spec-type", "ngram-simple", *sizes]
-        args = ["--spec-type", "draft-simple", "--spec-draft-model", self.draft.files[0]]
-        args += ["--spec-draft-n-max", str(self.n_max)]
-        if on_cpu:
-            args += ["--poll", "0"]  # spinning threads of one model would take the other's cores
-        return args + (["--spec-draft-device", "HOST"] if host_only else [])
-
-
-@dataclass(frozen=True)
 class LaunchSpec:
     model: Model
     binaries: Binaries
@@ -98,6 +86,7 @@ class LaunchSpec:
     host_device: str
     extra_args: tuple[str, ...]
     speculation: Speculation | None = None
+    n_checkpoints: int = 0  # with stages
 
     @property
     def projector(self) -> Projector | None:
@@ -114,12 +103,13 @@ class LaunchSpec:
                 devices.append("HOST")
             layers = [*(stage.n_layers for stage in self.stages), self.host_layers]
             args += ["--device", ",".join(devices), "--tensor-split", tensor_split(layers), *_STAGE_OPTIONS]
-            args += _PROJECTOR_ON_HOST
+            args += ["--ctx-checkpoints", str(self.n_checkpoints)]
+            args += [*_PROJECTOR_ON_HOST, *_DRAFT_ON_HOST]
         args += embedding_arguments(self.model)
         if self.projector:
             args += ["--mmproj", self.projector.file]
         if self.speculation:
-            args += self.speculation.arguments(bool(self.stages), self.host_device == "CPU")
+            args += self.speculation.arguments(on_cpu=self.host_device == "CPU")
         return [*args, *self.extra_args]
 
     def backend_config(self, counters: Path) -> bytes:
@@ -151,7 +141,7 @@ def make_launch_spec(
             f"give {len(devices)}, or {len(devices) + 1} for the host to hold layers too"
         )
     host_weight = weights.pop() if len(weights) > len(devices) else 0.0
-    layers = assign_layers(model.n_layers, weights, host_weight) if devices else [model.n_layers]
+    layers = assign_layers(model.n_layers, weights, host_weight, model.n_nextn) if devices else [model.n_layers]
     sizes = _layer_bytes(model)
     fingerprint = model.fingerprint().hex() if devices else ""
     stages = []
@@ -162,7 +152,13 @@ def make_launch_spec(
         stages.append(Stage(server.at, index, device.description, n, has_model, weight_bytes))
         first += n
     device_name = host_device or _best_device()
-    return LaunchSpec(model, binaries, tuple(stages), layers[-1], device_name, tuple(extra_args), speculation)
+    if chosen_by_user(extra_args) or (speculation and speculation.by_default and stages and not suits_stages(model)):
+        speculation = None
+    local = all(0 < server.info.rtt_s <= _LOCAL_RTT_S for server in servers)
+    n_checkpoints = _N_CHECKPOINTS if local else 0
+    return LaunchSpec(
+        model, binaries, tuple(stages), layers[-1], device_name, tuple(extra_args), speculation, n_checkpoints
+    )
 
 
 def takes_projector(extra_args: Sequence[str]) -> bool:

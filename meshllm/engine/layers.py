@@ -7,12 +7,22 @@ from collections.abc import Sequence
 from meshllm.errors import EngineError
 
 
-def assign_layers(n_layers: int, stage_weights: Sequence[float], host_weight: float = 0.0) -> list[int]:
+def assign_layers(
+    n_layers: int, stage_weights: Sequence[float], host_weight: float = 0.0, host_min: int = 0
+) -> list[int]:
     """Layers for each stage and, last, for the host; they sum up to `n_layers`.
 
-    Shares are proportional to the weights (any unit), rounded by largest remainder; every stage has at least one layer.
-    Raises EngineError when there are more stages than layers or no weight is positive.
+    Shares are proportional to the weights (any unit), rounded by largest remainder; every stage has at least one layer,
+    and the host, whose layers are the last, at least `host_min`. Raises EngineError when there are more stages than
+    layers or no weight is positive.
     """
+    layers = _by_weight(n_layers, stage_weights, host_weight)
+    if layers[-1] < host_min:
+        layers = [*_by_weight(n_layers - host_min, stage_weights)[:-1], host_min]
+    return layers
+
+
+def _by_weight(n_layers: int, stage_weights: Sequence[float], host_weight: float = 0.0) -> list[int]:
     n_stages = len(stage_weights)
     weights = [*stage_weights, host_weight]
     if n_stages > n_layers:

@@ -114,7 +114,7 @@ class Engine:
         if (speculation := self.spec.speculation) is None:
             return None
         return SpeculationStatus(
-            draft=speculation.draft.name if speculation.draft else "ngram",
+            draft=speculation.name,
             n_max=speculation.n_max,
             drafted=self._drafted,
             accepted=self._accepted,
@@ -135,6 +135,10 @@ class Engine:
                 if self.state is EngineState.STAGE_LOST:
                     failed_starts = 0
                     await self._wait_for_stages()
+                elif not was_ready and (speculation := self.spec.speculation) and speculation.by_default:
+                    self._emit(f"{self.reason}; starting {self.spec.model.name} again without speculative decoding")
+                    self.spec = replace(self.spec, speculation=None)
+                    continue  # whatever else is wrong, the next start tells
                 else:
                     failed_starts = 0 if was_ready else failed_starts + 1
                     if failed_starts and (self.restarts == 0 or failed_starts >= _MAX_FAILED_STARTS):

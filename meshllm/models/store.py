@@ -44,7 +44,8 @@ class Projector:
 
 @dataclass(frozen=True)
 class Model:
-    """A model on disk. `files` in order; `size_bytes` of all files; `n_layers` without the output layer.
+    """A model on disk. `files` in order; `size_bytes` of all files; `n_layers` without the output layer. The last
+    `n_nextn` of them are NextN blocks, which guess further tokens (multi-token prediction) and take no part otherwise.
 
     The projector is beside the model, not part of it: the fingerprint is that of `files`, since a stage computes the
     same with and without a projector. Only the host of a group reads it.
@@ -57,11 +58,17 @@ class Model:
     n_layers: int
     info: rpc.GgufInfo
     projector: Projector | None = None
+    n_nextn: int = 0
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """In bytes, of each file."""
         return tuple(self.info.sizes)
+
+    @property
+    def n_trunk(self) -> int:
+        """The layers that every token passes; NextN blocks stay on the host, so there are no more stages than these."""
+        return self.n_layers - self.n_nextn
 
     @property
     def n_ctx_train(self) -> int:
@@ -121,13 +128,16 @@ def load_model(path: Path) -> Model:
     if architecture == _PROJECTOR_ARCHITECTURE:
         raise GgufError(f"{path} is only the projector of a model; name the model that it belongs to")
     n_layers = info.metadata.get(f"{architecture}.block_count")
+    n_nextn = info.metadata.get(f"{architecture}.nextn_predict_layers", 0)
     if not isinstance(architecture, str) or not isinstance(n_layers, int) or n_layers < 1:
         raise GgufError(f"{path} is a GGUF file but not a language model: it has no number of layers")
+    if not isinstance(n_nextn, int) or not 0 <= n_nextn <= n_layers:
+        raise GgufError(f"{path} has {n_layers} layers, and {n_nextn} of them would predict further tokens")
     if reason := why_not_served(architecture):
         raise GgufError(f"{path} {reason}")
     name = PART.sub("", Path(files[0]).stem)
     projector = _load_projector(projector_beside(Path(files[0]), name))
-    return Model(name, tuple(files), sum(info.sizes), architecture, n_layers, info, projector)
+    return Model(name, tuple(files), sum(info.sizes), architecture, n_layers, info, projector, n_nextn)
 
 
 def _load_projector(path: Path | None) -> Projector | None:

@@ -261,4 +261,4 @@ def model_info(model: Model) -> ModelInfo:
         name.encode()
     except UnicodeEncodeError:  # a name on disk that is not valid UTF-8
         name = ascii(name)
-    return ModelInfo(name[:80], model.fingerprint().hex(), model.size_bytes, model.n_layers)
+    return ModelInfo(name[:80], model.fingerprint().hex(), model.size_bytes, model.n_trunk)

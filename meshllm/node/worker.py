@@ -43,7 +43,7 @@ class WorkerConfig:
     begins: bool  # founds a mesh: serves a default model when none is named
     fetch: bool  # models that are not on disk
     draft: str | None  # as Drafting takes them
-    draft_max: int
+    draft_max: int | None
     device: str | None
     threads: int  # of a CPU; 0 for ggml's default
     max_vram_bytes: int

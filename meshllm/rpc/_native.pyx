@@ -127,6 +127,7 @@ cdef extern from "wire/frames.h" namespace "meshllm::wire":
 cdef extern from "channel/handshake.h" namespace "meshllm::channel":
     cppclass ServerInfoC "meshllm::channel::ServerInfo":
         cbool mesh
+        double rtt_s
         vector[DeviceInfoC] devices
         vector[Fingerprint] models
 
@@ -227,7 +228,8 @@ def probe(address, double timeout_s):
     with nogil:
         info = probe_server(where, timeout_s)
     models = frozenset([fingerprint_text(model).hex() for model in info.models])
-    return ServerInfo("mesh" if info.mesh else "stock", _devices(info.devices, _type_names if info.mesh else {}), models)
+    kind, types = ("mesh", _type_names) if info.mesh else ("stock", {})
+    return ServerInfo(kind, _devices(info.devices, types), models, info.rtt_s)
 
 
 def read_gguf(files):

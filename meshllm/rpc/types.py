@@ -21,6 +21,7 @@ class ServerInfo:
     kind: str  # "mesh", or "stock" for llama.cpp's own ggml-rpc-server
     devices: tuple[DeviceInfo, ...]
     models: frozenset[str]  # fingerprints in hexadecimal
+    rtt_s: float = 0.0  # of one request and its reply; 0 for a stock server
 
 
 @dataclass(frozen=True)

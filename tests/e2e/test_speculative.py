@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import heads
 from support.cut import rewrite
-from support.processes import DeviceServer, MeshLlm
+from support.processes import DeviceServer, MeshLlm, eventually
 
 CODE = "def add(a, b):\n    return a + b\n\ndef sub(a, b):\n    return a - b\n\ndef mul(a, b):\n"
 ENGINE_ARGS = ("--", "-c", "1024", "-t", "1")
@@ -68,6 +69,36 @@ def test_a_draft_over_a_split_model_stays_on_the_host(model: Path, draft: Path, 
         assert status["stages"][0]["counters"]["pushes"] < n_steps * 2 + 30  # a batch is one trip, not one each
 
 
+def await_accepted_guesses(node: MeshLlm) -> None:
+    """llama-server tells them in its log."""
+    eventually(lambda: node.api.engine_status()["speculation"]["accepted"] > 0, 10, "accepted guesses")
+
+
+def test_a_models_own_head_is_used_by_itself(tmp_path: Path) -> None:
+    """On one machine and over stages, with the head on the host; --no-draft and a user's own choice leave it alone."""
+    (model,) = heads.tiny_models(tmp_path, "qwen35-dense")
+    prompt = [5, 9, 17, 33, 65, 9, 17, 33]
+    ways = {"": ENGINE_ARGS, "--no-draft": ENGINE_ARGS, "own": (*ENGINE_ARGS, "--spec-type", "ngram-cache")}
+    answers = []
+    with DeviceServer("127.0.0.1:0", threads=1) as stage:
+        address = stage.ready().address
+        for way, engine_args in ways.items():
+            flags = (way,) if way.startswith("--") else ()
+            for stages in ((), ("--stage", address)):
+                with MeshLlm("--model", str(model), *flags, *stages, *engine_args) as node:
+                    answers.append(node.ready().api.complete(prompt, 40)["content"])
+                    status = node.api.engine_status()
+                    if way:
+                        assert status["speculation"] is None
+                    else:
+                        told = status["speculation"]
+                        assert (told["draft"], told["n_max"]) == ("mtp", 3)
+                        await_accepted_guesses(node)
+                    if stages:
+                        assert status["host"]["n_layers"] == 1 and status["stages"][0]["n_layers"] == 2
+    assert len(set(answers)) == 1
+
+
 def test_the_catalogs_pair_is_found_on_disk(model: Path, draft: Path, expected: str) -> None:
     folder = Path(os.environ["MESH_LLM_MODELS"])
     (folder / "Qwen2.5-7B-Instruct-Q4_K_M.gguf").symlink_to(model)
@@ -84,7 +115,7 @@ def test_repetition_is_guessed_without_a_draft_model(model: Path, expected: str)
         assert complete(node.ready())["content"] == expected
         numbers = "one two three four five six seven eight nine ten. "
         node.api.complete(3 * numbers + "one two three four", 22)  # which continues alike on any processor
-        assert speculation(node)["draft"] == "ngram" and speculation(node)["accepted"] > 0
+        assert speculation(node)["draft"] == "ngram-simple" and speculation(node)["accepted"] > 0
 
 
 def test_a_draft_that_there_is_not(model: Path) -> None:

@@ -252,7 +252,7 @@ def test_a_conversation_goes_on_is_regenerated_and_trimmed(tiny_models: Path, tm
     numbers = random.Random(1)
     prompt = [numbers.randrange(4, 128) for _ in range(80)]
     prompts = (prompt, prompt, [*prompt, 5, 6, 7, 9, 11], [*prompt[:40], 9, 8, 7], prompt[::-1])
-    options = ["-c", "1024", "-np", "1", "-ub", "32", "--ctx-checkpoints", "32"]
+    options = ["-c", "1024", "-np", "1", "-ub", "32"]
     with plain_and_split(tiny_models / f"{name}.gguf", tmp_path, options) as engines:
         alone, split = ([ask(engine, each) for each in prompts] for engine in engines)
         engine = engines[1]

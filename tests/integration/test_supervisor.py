@@ -19,7 +19,8 @@ from support.waiting import until
 from meshllm import rpc
 from meshllm.engine import supervisor
 from meshllm.engine.binaries import Binaries, find_binaries
-from meshllm.engine.launch import LaunchSpec, Speculation, Stage, StageAddress
+from meshllm.engine.launch import LaunchSpec, Stage, StageAddress
+from meshllm.engine.speculation import NGRAM, Speculation
 from meshllm.engine.supervisor import Engine, EngineState
 from meshllm.errors import EngineError
 from meshllm.models.store import load_model
@@ -110,13 +111,27 @@ def test_an_engine_becomes_ready_and_leaves_nothing(spec: Callable[..., LaunchSp
         assert (status.state, status.n_ctx, status.restarts) == ("ready", 4096, 0)
         assert (status.tokens.prompt, status.tokens.generated, status.tokens_per_s) == (10, 20, 40.0)
         assert status.speculation
-        assert (status.speculation.draft, status.speculation.drafted, status.speculation.accepted) == ("ngram", 12, 6)
+        assert (status.speculation.draft, status.speculation.drafted, status.speculation.accepted) == (NGRAM, 12, 6)
         assert status.speculation.tokens_per_step == 3.0
 
-    setup = run(spec("serve", speculation=Speculation(None, 4)), work)
+    setup = run(spec("serve", speculation=Speculation(NGRAM, 4)), work)
     name = setup.engine.spec.model.name
     assert setup.lines == [f"ready: {name} (CPU: 12.50 MiB)"]
     assert setup.steps == [f"loading {name} (CPU: 12.50 MiB)"]
+
+
+def test_a_guess_that_nobody_asked_for_is_given_up(spec: Callable[..., LaunchSpec]) -> None:
+    async def work(setup: Setup) -> None:
+        assert await setup.engine.wait_ready(30)
+        assert setup.engine.describe().speculation is None and setup.engine.restarts == 0
+
+    by_default = spec("serve unless it guesses", speculation=Speculation("draft-mtp", 3, by_default=True))
+    setup = run(by_default, work)
+    name = setup.engine.spec.model.name
+    assert setup.lines[0] == f"the head is broken; starting {name} again without speculative decoding"
+    asked_for = Setup(spec("serve unless it guesses", speculation=Speculation("draft-mtp", 3)))
+    with pytest.raises(EngineError, match="the head is broken"):
+        asyncio.run(asked_for.engine.run())
 
 
 def test_a_model_that_cannot_be_loaded_ends_it_with_the_first_error(spec: Callable[..., LaunchSpec]) -> None:

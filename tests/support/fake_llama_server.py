@@ -1,7 +1,8 @@
 """Stands in for llama-server: `--host SOCKET`, and its behaviour in the last argument.
 
 `serve` answers /health; GET /end ends it with status 7, GET /lose reports a lost stage to who started it.
-`serve once` serves at its first start, and fails at every later one. `fail` cannot load the model.
+`serve once` serves at its first start, and fails at every later one. `fail` cannot load the model. `serve unless it
+guesses` fails with speculative decoding.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ def main() -> None:
     served_before = Path(__file__).with_suffix(".served") if mode == "serve once" else None
     if mode == "fail" or (served_before and served_before.exists()):
         sys.exit("0.00.001 E the weights are broken\n0.00.002 E so the model is not loaded")
+    if mode == "serve unless it guesses" and "--spec-type" in sys.argv:
+        sys.exit("0.00.001 E the head is broken")
     if served_before:
         served_before.touch()
     print(LOG, end="", flush=True)

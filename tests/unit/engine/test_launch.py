@@ -11,7 +11,8 @@ import pytest
 
 from meshllm import rpc
 from meshllm.engine.binaries import Binaries
-from meshllm.engine.launch import Speculation, StageAddress, StageServer, make_launch_spec
+from meshllm.engine.launch import StageAddress, StageServer, make_launch_spec
+from meshllm.engine.speculation import WITHOUT_MODEL, with_draft, without_model
 from meshllm.errors import EngineError
 from meshllm.models.store import Model, Projector, load_model
 
@@ -24,10 +25,10 @@ def loaded(model: Path) -> Model:
     return load_model(model)
 
 
-def server(name: str, *free_gb: float, models: tuple[str, ...] = ()) -> StageServer:
+def server(name: str, *free_gb: float, models: tuple[str, ...] = (), rtt_s: float = 0.001) -> StageServer:
     devices = tuple(rpc.DeviceInfo("CPU", "its CPU", "CPU", int(gb * GB), int(gb * GB)) for gb in free_gb)
     return StageServer(
-        StageAddress(name, f"/s/{name}", f"{name}:1"), rpc.ServerInfo("mesh", devices, frozenset(models))
+        StageAddress(name, f"/s/{name}", f"{name}:1"), rpc.ServerInfo("mesh", devices, frozenset(models), rtt_s)
     )
 
 
@@ -64,6 +65,13 @@ def test_stages_share_by_their_free_memory(loaded: Model) -> None:
     assert value_of(command, "--device") == "STAGE0,STAGE1,STAGE2,HOST"
     assert value_of(command, "--tensor-split") == "10,6,14,1"
     assert value_of(command, "-ngl") == "999" and value_of(command, "--fit") == "off"
+
+
+@pytest.mark.parametrize(("rtts_s", "n"), [((0.001, 0.002), "8"), ((0.001, 0.03), "0"), ((0.001, 0.0), "0")])
+def test_checkpoints_of_states_are_for_near_stages(loaded: Model, rtts_s: tuple[float, ...], n: str) -> None:
+    """A stock server does not say how far it is."""
+    spec = make(loaded, *(server(f"s{i}", 1, rtt_s=rtt_s) for i, rtt_s in enumerate(rtts_s)))
+    assert value_of(spec.command(Path("/s")), "--ctx-checkpoints") == n
 
 
 def test_tensors_are_split_over_stages_alone(loaded: Model) -> None:
@@ -107,14 +115,49 @@ def test_without_a_choice_the_host_takes_what_ggml_has(loaded: Model) -> None:
 @pytest.mark.parametrize("split_model", [False, True])
 def test_speculation(loaded: Model, split_model: bool) -> None:
     servers = (server("a", 1),) if split_model else ()
-    ngram = make(loaded, *servers, speculation=Speculation(None, 7)).command(Path("/s"))
-    assert value_of(ngram, "--spec-type") == "ngram-simple" and value_of(ngram, "--spec-ngram-simple-size-m") == "7"
-    draft = make(loaded, *servers, speculation=Speculation(loaded, 7)).command(Path("/s"))
-    assert value_of(draft, "--spec-draft-model") == loaded.files[0] and value_of(draft, "--spec-draft-n-max") == "7"
+    for kind, (option, _) in WITHOUT_MODEL.items():
+        command = make(loaded, *servers, speculation=without_model(kind, 7)).command(Path("/s"))
+        assert value_of(command, "--spec-type") == kind
+        assert option is None or value_of(command, option) == "7"
+        assert ("--poll" in command) is kind.startswith("draft")
+        assert ("--spec-ngram-simple-size-n" in command) is (kind == "ngram-simple")
+    draft = make(loaded, *servers, speculation=with_draft(loaded, 7)).command(Path("/s"))
+    assert value_of(draft, "--spec-type") == "draft-simple" and value_of(draft, "--spec-draft-n-max") == "7"
+    assert value_of(draft, "--spec-draft-model") == loaded.files[0] and value_of(draft, "--poll") == "0"
     assert ("--spec-draft-device" in draft) is split_model
-    assert value_of(draft, "--poll") == "0"
-    on_gpu = make(loaded, *servers, speculation=Speculation(loaded, 7), host_device="CUDA0").command(Path("/s"))
+    on_gpu = make(loaded, *servers, speculation=with_draft(loaded, 7), host_device="CUDA0").command(Path("/s"))
     assert "--poll" not in on_gpu
+
+
+@pytest.mark.parametrize("own", ["--spec-type", "--spec-type=ngram-cache", "--spec-default", "-md"])
+def test_the_users_own_way_to_speculate_is_the_only_one(loaded: Model, own: str) -> None:
+    """llama-server would add it to ours; a draft model of theirs is on the host too."""
+    command = make(loaded, server("a", 1), speculation=with_draft(loaded), extra_args=(own, "x")).command(Path("/s"))
+    assert command[-2:] == [own, "x"] and command.count("--spec-type") == (own == "--spec-type")
+    assert value_of(command, "--spec-draft-device") == "HOST"
+
+
+def test_nextn_layers_are_the_hosts(loaded: Model) -> None:
+    """They are the last ones, and as many stages as there are other layers can be used."""
+    head = replace(loaded, n_nextn=2)
+    spec = make(head, server("a", 1), server("b", 3))
+    assert [stage.n_layers for stage in spec.stages] == [8, 20] and spec.host_layers == 2
+    assert value_of(spec.command(Path("/s")), "--tensor-split") == "8,20,3"
+    sizes = [t.size for t in loaded.info.tensors if t.name.startswith("blk.") and int(t.name.split(".")[1]) < 28]
+    assert sum(stage.weight_bytes for stage in spec.stages) == sum(sizes)
+    assert make(head, server("a", 1), server("b", 1), split=(1, 1, 1)).host_layers == 9
+    assert make(head, *(server(f"s{i}", 1) for i in range(28))).host_layers == 2
+    with pytest.raises(EngineError, match="28 layers, too few for 29 stages"):
+        make(head, *(server(f"s{i}", 1) for i in range(29)))
+
+
+def test_a_state_that_is_copied_for_each_guess_stays_where_it_is(loaded: Model) -> None:
+    by_default = without_model("draft-mtp", by_default=True)
+    copied = replace(loaded, architecture="qwen3next")
+    assert make(copied, speculation=by_default).speculation == by_default
+    assert make(copied, server("a", 1), speculation=by_default).speculation is None
+    assert make(copied, server("a", 1), speculation=without_model("draft-mtp")).speculation
+    assert make(loaded, server("a", 1), speculation=by_default).speculation == by_default
 
 
 @pytest.mark.parametrize("split_model", [False, True])

@@ -45,6 +45,17 @@ def test_shares_follow_the_weights(stage: list[float], more: int) -> None:
         assert abs(n - 1 - more * weight / sum(stage)) < 1 + 1e-6
 
 
+@given(weights, st.floats(0, 1e12), st.integers(0, 4), st.integers(0, 200))
+def test_the_host_has_its_least_and_the_rest_follows_the_weights(
+    stage: list[float], host: float, least: int, more: int
+) -> None:
+    n_layers = len(stage) + least + more
+    layers = assign_layers(n_layers, stage, host, least)
+    free = assign_layers(n_layers, stage, host)
+    assert sum(layers) == n_layers and all(n >= 1 for n in layers[:-1])
+    assert layers == (free if free[-1] >= least else [*assign_layers(n_layers - least, stage)[:-1], least])
+
+
 def test_the_example_of_the_product_page() -> None:
     assert assign_layers(80, [103, 51]) == [53, 27, 0]
 
