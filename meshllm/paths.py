@@ -12,6 +12,8 @@ import platformdirs
 from meshllm.errors import IdentityError
 
 _PREFIX = "mesh-llm-"  # of folders that live as long as a process
+_LONGEST_SOCKET = 103  # bytes of a Unix socket's path on macOS, less its zero; 107 on Linux
+_LONGEST_NAME = len("/mesh-llm-4194304-abcdefgh/peer-0123456789abcdef.sock")  # of a socket in a private folder
 
 
 def models_folder() -> Path:
@@ -58,12 +60,18 @@ def control_socket(port: int) -> Path:
 
 def private_folder() -> Path:
     """A new one for this process, which removes it; `remove_stale_folders` does when the process was killed."""
-    return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
+    return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=_folder_for_sockets()))
+
+
+def _folder_for_sockets() -> Path:
+    """The user's TMPDIR unless it is too long; such are the runners' of CI and of batch systems."""
+    folder = Path(tempfile.gettempdir())
+    return folder if len(os.fsencode(folder)) + _LONGEST_NAME <= _LONGEST_SOCKET else Path("/tmp")
 
 
 def remove_stale_folders() -> None:
     """Removes folders left by a killed mesh-llm."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}[0-9]*-*"):
+    for folder in _folder_for_sockets().glob(f"{_PREFIX}[0-9]*-*"):
         pid = folder.name.removeprefix(_PREFIX).split("-")[0]
         try:
             os.kill(int(pid), 0)

@@ -105,7 +105,10 @@ void StageLink::wait_for(uint64_t ticket) {
     const auto begin = std::chrono::steady_clock::now();
     wire::ByteView nothing;
     exchange(nothing, true, ticket);
-    counters_.blocking_waits++;
+    if (ticket > waited_for_) {
+        counters_.blocking_waits++;
+        waited_for_ = requested_;
+    }
     counters_.wait_ns += static_cast<uint64_t>(
         std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - begin).count());
 }

@@ -95,6 +95,7 @@ class StageLink : public wire::AddressMap {
     wire::Bytes out_; // gathered frames
     std::deque<Pending> pending_;
     uint64_t requested_ = 0, completed_ = 0;
+    uint64_t waited_for_ = 0; // requested before the last wait began: no reply to that costs a round trip of its own
     uint8_t head_[sizeof(uint64_t)]; // of the reply being read
     size_t head_have_ = 0, body_have_ = 0;
     std::optional<wire::Bytes> error_; // text of an error reply being read

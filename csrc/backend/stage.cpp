@@ -208,8 +208,8 @@ const ggml_backend_i backend_interface = {
 // --- which operators the remote device computes ---
 
 // Sizes that grow with the context or the batch must not cause a query, and so a round trip, for every new shape.
-// Devices decide by types, layout, the exact length of rows, and whether there is more than one row. The length of the
-// context is a multiple of 256, so all multiples are one class.
+// Devices decide by types, layout, the exact length of rows, whether there is more than one row, and whether a source
+// repeats for another. The length of the context is a multiple of 256, so all multiples are one class.
 uint64_t row_class(int64_t n) {
     return n > 0 && n % 256 == 0 ? 256 : static_cast<uint64_t>(n);
 }
@@ -231,6 +231,8 @@ std::string support_key(const ggml_tensor * op) {
     w.varint(op->op);
     w.bytes({reinterpret_cast<const uint8_t *>(op->op_params), sizeof(op->op_params)});
     add_to_key(w, op);
+    const ggml_tensor *a = op->src[0], *b = op->src[1];
+    w.put(static_cast<uint8_t>(a != nullptr && b != nullptr && a->ne[2] == b->ne[2] && a->ne[3] == b->ne[3]));
     for (const ggml_tensor * s : op->src) {
         if (s == nullptr) {
             w.varint(0);

@@ -1,6 +1,7 @@
 #include "server/device.h"
 
 #include <ggml-backend-impl.h>
+#include <ggml-cpu.h>
 
 #include <algorithm>
 
@@ -15,7 +16,8 @@ constexpr uint64_t always_fresh = 64 << 20;
 } // namespace
 
 Device::Device(ggml_backend_dev_t device, int n_threads, uint64_t memory_limit)
-    : device_(device), buffer_type_(ggml_backend_dev_buffer_type(device)), memory_limit_(memory_limit) {
+    : device_(device), buffer_type_(ggml_backend_dev_buffer_type(device)), n_threads_(n_threads),
+      memory_limit_(memory_limit) {
     backend_.reset(ggml_backend_dev_init(device, nullptr));
     if (!backend_) {
         throw std::runtime_error(std::string("ggml cannot start the device ") + ggml_backend_dev_name(device));
@@ -67,6 +69,12 @@ ggml_backend_buffer_t Device::allocate(uint64_t size) {
 void Device::free(ggml_backend_buffer_t buffer) {
     used_ -= ggml_backend_buffer_get_size(buffer);
     ggml_backend_buffer_free(buffer);
+}
+
+uint64_t Device::scratch_size(const ggml_cgraph * graph) const {
+    return ggml_backend_dev_type(device_) == GGML_BACKEND_DEVICE_TYPE_CPU
+               ? ggml_graph_plan(graph, n_threads_, nullptr).work_size
+               : 0;
 }
 
 void Device::compute(ggml_cgraph * graph) {

@@ -27,12 +27,16 @@ class Device {
     ggml_backend_buffer_t allocate(uint64_t size);
     void free(ggml_backend_buffer_t buffer);
 
+    /// Scratch memory that ggml allocates beside the tensors while it computes the graph on a CPU; 0 for others.
+    uint64_t scratch_size(const ggml_cgraph * graph) const;
+
     /// Computes on the device's thread. Throws std::runtime_error when ggml reports a failure.
     void compute(ggml_cgraph * graph);
 
   private:
     ggml_backend_dev_t device_;
     ggml_backend_buffer_type_t buffer_type_;
+    int n_threads_;
     uint64_t memory_limit_;
     std::atomic<uint64_t> used_{0};
     std::mutex allocating_;

@@ -76,12 +76,25 @@ Wide extent(const wire::TensorDesc & d) {
     return bytes;
 }
 
+/// The strides of dimensions of one element say nothing, yet kernels use them: a tensor without gaps gets those that it
+/// has without gaps. See `dense` in op_rules.h.
+void tidy_strides(ggml_tensor * t) {
+    if (ggml_is_empty(t) || !ggml_is_contiguous(t)) {
+        return;
+    }
+    t->nb[0] = ggml_type_size(t->type);
+    t->nb[1] = ggml_row_size(t->type, t->ne[0]);
+    t->nb[2] = t->nb[1] * static_cast<size_t>(t->ne[1]);
+    t->nb[3] = t->nb[2] * static_cast<size_t>(t->ne[2]);
+}
+
 ggml_tensor * new_tensor(ggml_context * context, const wire::TensorDesc & d) {
     check_layout(d);
     const auto type = static_cast<ggml_type>(d.type);
     ggml_tensor * t = ggml_new_tensor_1d(context, type, ggml_blck_size(type));
     std::copy(d.ne.begin(), d.ne.end(), t->ne);
     std::copy(d.nb.begin(), d.nb.end(), t->nb);
+    tidy_strides(t);
     t->op = static_cast<ggml_op>(d.op);
     std::copy(d.op_params.begin(), d.op_params.end(), t->op_params);
     t->flags = d.flags & (GGML_TENSOR_FLAG_INPUT | GGML_TENSOR_FLAG_OUTPUT | GGML_TENSOR_FLAG_COMPUTE);
@@ -212,10 +225,35 @@ BuiltGraph build_graph(const wire::GraphDesc & desc, const Buffers & buffers, co
     for (size_t i = 0; i < tensors.size(); i++) {
         check_alloc_size(tensors[i], desc.tensors[i], buffers);
     }
+    // When the allocation fails, ggml's CPU device keeps a pointer to memory that it has freed.
+    if (device.scratch_size(built.graph) > device.memory().free) {
+        throw ProtocolError("a graph needs more scratch memory than the device has");
+    }
     if (const std::string why = check_graph(built.graph, built.indices); !why.empty()) {
         throw ProtocolError("a graph is refused: " + why);
     }
     return built;
+}
+
+void run_checked(const BuiltGraph & built, Device & device) {
+    ggml_cgraph part = *built.graph;
+    int begin = 0;
+    auto check = built.indices.begin();
+    while (begin < built.graph->n_nodes || check != built.indices.end()) {
+        std::vector<IndexCheck> due;
+        for (; check != built.indices.end() && check->after <= begin; check++) {
+            due.push_back(*check);
+        }
+        if (const std::string why = check_indices(due); !why.empty()) {
+            throw ProtocolError(why);
+        }
+        const int end = check != built.indices.end() ? check->after : built.graph->n_nodes;
+        part.nodes = built.graph->nodes + begin;
+        part.n_nodes = end - begin;
+        part.uid = begin == 0 && end == built.graph->n_nodes ? built.graph->uid : 0;
+        device.compute(&part);
+        begin = end;
+    }
 }
 
 ggml_tensor * place_leaf(ggml_context * context, const wire::TensorDesc & desc, const Buffers & buffers) {

@@ -5,6 +5,7 @@
 
 #include <ggml-backend.h>
 
+#include <algorithm>
 #include <cstring>
 #include <unordered_map>
 
@@ -62,6 +63,7 @@ class IndexTracer {
                 break;
             }
         }
+        std::stable_sort(checks_.begin(), checks_.end(), [](auto & a, auto & b) { return a.after < b.after; });
     }
 
   private:
@@ -79,32 +81,41 @@ class IndexTracer {
                     "indices are overwritten before they are used");
         }
         if (maker < 0) {
-            require(ids->data != nullptr && is_index(ids), "indices have no memory");
-            checks_.push_back({ids, limit});
-            return;
+            return add_check(ids, limit, 0);
         }
-        require(memory_of(base).holds(memory_of(ids)) && ids->type == base->type,
-                "indices lie outside the result that computes them");
-        trace_maker(base, maker, limit);
+        require(memory_of(base).holds(memory_of(ids)), "indices lie outside the result that computes them");
+        // in the gaps of a result with gaps lies what a client has written
+        const bool whole = ids->type == base->type && ggml_is_contiguous(base);
+        if (!whole || !trace_maker(base, maker, limit)) {
+            add_check(ids, limit, maker + 1);
+        }
     }
 
-    void trace_maker(Tensor maker, int at, int64_t limit) {
+    /// False when the values are known only once they are computed: numbers that were floats, two tensors in one, or
+    /// the position of the largest of several values, which on some devices is -1 when none is a number.
+    bool trace_maker(Tensor maker, int at, int64_t limit) {
         switch (maker->op) {
         case GGML_OP_ARGSORT:
-        case GGML_OP_TOP_K:
-        case GGML_OP_ARGMAX: // values are positions in a row of the source
+        case GGML_OP_TOP_K: // values are positions in a row of the source
             require(maker->src[0]->ne[0] <= limit, "indices may exceed the range they select from");
-            return;
+            return true;
         case GGML_OP_CONT:
         case GGML_OP_CPY:
         case GGML_OP_DUP:
         case GGML_OP_GET_ROWS:
-            require(maker->src[0]->type == maker->type && is_index(maker),
-                    "indices are computed in a way that cannot be checked");
-            return trace(maker->src[0], at, limit);
+            if (maker->src[0]->type != maker->type) {
+                return false;
+            }
+            trace(maker->src[0], at, limit);
+            return true;
         default:
-            throw UnmetRequirement{"indices are computed in a way that cannot be checked"};
+            return false;
         }
+    }
+
+    void add_check(Tensor ids, int64_t limit, int after) {
+        require(ids->data != nullptr && is_index(ids), "indices have no memory");
+        checks_.push_back({ids, limit, after});
     }
 
     ggml_cgraph * graph_;

@@ -2,25 +2,9 @@
 // constructors in ggml.c, kernels in ggml-cpu/ops.cpp.
 #include "server/op_rules.h"
 
-#include <ggml.h>
-
-#include <cmath>
-
 namespace meshllm::server::rules {
 
 namespace {
-
-using Wide = unsigned __int128;
-
-bool shape(Tensor t, int64_t ne0, int64_t ne1, int64_t ne2 = 1, int64_t ne3 = 1) {
-    return t->ne[0] == ne0 && t->ne[1] == ne1 && t->ne[2] == ne2 && t->ne[3] == ne3;
-}
-
-void require_f32(std::initializer_list<Tensor> tensors) {
-    for (Tensor t : tensors) {
-        require(is(t, {GGML_TYPE_F32}), "the types do not match");
-    }
-}
 
 /// The first two dimensions lie in memory without a gap.
 bool dense_matrices(Tensor t) {
@@ -28,39 +12,6 @@ bool dense_matrices(Tensor t) {
 }
 
 } // namespace
-
-void fill(Tensor t) {
-    Tensor a = source(t, 0);
-    require(ggml_are_same_shape(a, t) && a->type == t->type && is(t, {GGML_TYPE_F32, GGML_TYPE_F16}),
-            "the shapes or types do not match");
-    require(dense(a) && dense(t), "the tensors are not contiguous");
-}
-
-/// `b` replaces a part of `a` that begins at an offset and has strides of its own.
-void set(Tensor t) {
-    Tensor a = source(t, 0), b = source(t, 1);
-    require(ggml_are_same_shape(a, t) && a->type == t->type && b->type == t->type &&
-                is(t, {GGML_TYPE_F32, GGML_TYPE_I32}),
-            "the shapes or types do not match");
-    require(dense(a) && dense(t) && dense_rows(b), "the tensors are not contiguous");
-    Wide end = ggml_type_size(t->type) * static_cast<Wide>(b->ne[0]);
-    for (int i = 0; i < 4; i++) {
-        require(t->op_params[i] >= 0, "the offset or a stride is negative");
-        end += static_cast<Wide>(t->op_params[i]) * static_cast<Wide>(i == 3 ? 1 : b->ne[i + 1] - 1);
-    }
-    require(end <= ggml_nbytes(t), "the part lies outside the tensor");
-    require(t->op_params[0] % 4 == 0 && t->op_params[1] % 4 == 0 && t->op_params[2] % 4 == 0 &&
-                t->op_params[3] % 4 == 0,
-            "the part is misaligned");
-}
-
-void arange(Tensor t) {
-    require_f32({t});
-    const float steps = std::ceil((param_f32(t, 1) - param_f32(t, 0)) / param_f32(t, 2));
-    require(dense(t) && std::isfinite(steps) && steps >= 0.0f && steps <= 2147483647.0f &&
-                static_cast<int64_t>(steps) == ggml_nelements(t),
-            "the sizes do not match");
-}
 
 void diag(Tensor t) {
     Tensor a = source(t, 0);
@@ -122,6 +73,7 @@ void gated_delta_net(Tensor t) {
            state = source(t, 5);
     require_f32({q, k, v, g, beta, state, t});
     const int64_t size = v->ne[0], n_heads = v->ne[1], n_tokens = v->ne[2], n_seqs = v->ne[3];
+    require(size <= 4096, "the heads are too large"); // each thread has scratch memory for a state
     for (Tensor heads : {q, k}) {
         require(heads->ne[0] == size && divides(heads->ne[1], n_heads) && heads->ne[2] == n_tokens &&
                     divides(heads->ne[3], n_seqs),

@@ -189,11 +189,8 @@ void Session::run_graph(const std::optional<BuiltGraph> & slot, uint32_t index) 
     if (!slot) {
         throw ProtocolError("the graph to run was never sent, or its buffers were freed");
     }
-    if (const std::string why = check_indices(slot->indices); !why.empty()) {
-        throw ProtocolError(why);
-    }
     const auto begin = std::chrono::steady_clock::now();
-    device(index).compute(slot->graph);
+    run_checked(*slot, device(index));
     shared_.counters.compute_ns +=
         static_cast<uint64_t>(std::chrono::nanoseconds(std::chrono::steady_clock::now() - begin).count());
     shared_.counters.graphs_computed++;

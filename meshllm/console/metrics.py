@@ -60,7 +60,7 @@ class _Status(Collector):
         tokens.add_metric(["generated"], engine.tokens.generated)
         restarts = CounterMetricFamily("mesh_llm_engine_restarts", "Restarts of llama-server")
         restarts.add_metric([], engine.restarts)
-        waits = CounterMetricFamily("mesh_llm_stage_blocking_waits", "Host waits for a stage", labels=["stage"])
+        waits = CounterMetricFamily("mesh_llm_stage_blocking_waits", "Round trips waited for", labels=["stage"])
         waited = CounterMetricFamily("mesh_llm_stage_wait_seconds", "Time spent in those waits", labels=["stage"])
         for stage in engine.stages:
             if stage.counters:

@@ -122,16 +122,16 @@ def test_killed_parent_takes_the_engine_along(model: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_leaves_nothing_behind(
-    model: Path, tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    with MeshLlm("--model", str(model)) as server:
-        engine = llama_server_of(server.ready())
-        server.kill(number)
-        assert server.wait(10) == 0
-        assert not engine.is_running()
-    assert not [p for p in tmp_path.iterdir() if p.name.startswith("mesh-llm-")]
+def test_signal_leaves_nothing_behind(model: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as temporary:  # short enough for sockets
+        monkeypatch.setenv("TMPDIR", temporary)
+        with MeshLlm("--model", str(model)) as server:
+            engine = llama_server_of(server.ready())
+            assert list(Path(temporary).glob("mesh-llm-*"))
+            server.kill(number)
+            assert server.wait(10) == 0
+            assert not engine.is_running()
+        assert not list(Path(temporary).glob("mesh-llm-*"))
 
 
 def fails_with(*args: str) -> str:

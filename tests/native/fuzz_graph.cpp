@@ -1,16 +1,41 @@
 // Graphs whose shapes nearly fit: what the checks let pass is computed, so a check that is missing shows as an abort.
 #include "server/graph_builder.h"
+#include "server/op_check.h"
 
 #include <ggml-backend-impl.h>
+#include <ggml-impl.h>
 
-#include <array>
+#include <cstdio>
 #include <cstdlib>
+#include <cstring>
+
+#include "fuzz_recipes.h"
 
 using namespace meshllm;
+using recipes::Choices;
+using recipes::sizes;
 
 namespace {
 
 constexpr uint64_t buffer_size = 1 << 18;
+
+/// How many graphs with each operator were accepted and computed. scripts/fuzz shows it.
+struct Computed {
+    std::array<size_t, GGML_OP_COUNT> graphs{};
+
+    void add(const server::BuiltGraph & built) {
+        for (int i = 0; i < built.graph->n_nodes; i++) {
+            graphs[built.graph->nodes[i]->op]++;
+        }
+    }
+    ~Computed() {
+        for (int op = 0; op < GGML_OP_COUNT; op++) {
+            if (server::has_rule(static_cast<ggml_op>(op))) {
+                std::fprintf(stderr, "computed: %s %zu\n", ggml_op_name(static_cast<ggml_op>(op)), graphs[op]);
+            }
+        }
+    }
+};
 
 struct Lab {
     std::vector<std::unique_ptr<server::Device>> devices;
@@ -20,30 +45,13 @@ struct Lab {
     Lab() {
         ggml_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
         ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
-        devices.push_back(std::make_unique<server::Device>(cpu, 2, 1 << 22));
+        devices.push_back(std::make_unique<server::Device>(cpu, 2, uint64_t(1) << 26));
         buffers = std::make_unique<server::Buffers>(devices);
         handle = buffers->allocate(0, buffer_size).buffer;
         ggml_backend_buffer_clear(buffers->at(handle).buffer, 0); // indices of 0 are valid
     }
 };
 
-/// Choices from the input; zeros when it is used up.
-class Choices {
-  public:
-    Choices(const uint8_t * data, size_t size) : data_(data), size_(size) {}
-    uint8_t next() { return size_ == 0 ? 0 : (size_--, *data_++); }
-    bool one_in(int n) { return next() % n == 0; }
-    template <class T, size_t N>
-    T of(const std::array<T, N> & options) {
-        return options[next() % N];
-    }
-
-  private:
-    const uint8_t * data_;
-    size_t size_;
-};
-
-constexpr std::array<int64_t, 8> sizes = {1, 2, 4, 32, 64, 3, 0, 256};
 constexpr std::array<uint32_t, 10> types = {GGML_TYPE_F32,  GGML_TYPE_F32, GGML_TYPE_F32,  GGML_TYPE_F16,
                                             GGML_TYPE_I32,  GGML_TYPE_I64, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0,
                                             GGML_TYPE_Q4_K, GGML_TYPE_BF16};
@@ -105,117 +113,105 @@ void make_node(Choices & c, wire::TensorDesc & t, size_t n_earlier) {
     }
 }
 
-using Shape = std::array<int64_t, 4>;
+/// Memory for one tensor, without a byte more: ASan sees what is read or written behind it. Values are small integers,
+/// which are also indices, or any floats.
+uint64_t own_memory(Choices & c, Lab & lab, wire::TensorDesc & t) {
+    int64_t bytes = 1; // as ggml_nbytes
+    for (int i = 0; i < 4; i++) {
+        bytes = t.ne[i] <= 0 || bytes == 0 ? 0 : bytes + static_cast<int64_t>(t.nb[i]) * (t.ne[i] - 1);
+    }
+    const auto type = static_cast<ggml_type>(t.type);
+    bytes = bytes == 0 ? 1 : bytes - 1 + static_cast<int64_t>(ggml_type_size(type));
+    if (ggml_blck_size(type) > 1) {
+        bytes = static_cast<int64_t>(t.nb[3]) * std::max<int64_t>(t.ne[3], 1);
+    }
+    if (bytes <= 0 || bytes > 1 << 24) {
+        return 0;
+    }
+    const uint64_t handle = lab.buffers->allocate(0, static_cast<uint64_t>(bytes)).buffer;
+    if (handle != 0) {
+        const uint8_t seed = c.next(), mask = c.one_in(2) ? 255 : 3;
+        uint8_t * data = lab.buffers->at(handle).base;
+        const size_t step = mask == 3 ? ggml_type_size(type) : 1;
+        for (size_t i = 0; i < static_cast<size_t>(bytes); i += step) {
+            data[i] = static_cast<uint8_t>((seed + i * 37) & mask);
+        }
+    }
+    return handle;
+}
 
-/// An operator of op_check_recurrent.cpp with sources that fit: random shapes would hardly ever.
-struct Recipe {
-    uint32_t op;
-    std::vector<Shape> sources;
-    Shape result;
-    std::array<int32_t, 4> params{};
-    int ids = -1;  // the source that holds indices
-    int mask = -1; // the source of 16-bit floats
-};
-
-Recipe recipe(Choices & c) {
-    constexpr std::array<int64_t, 4> few = {1, 2, 3, 4};
-    const int64_t n = c.of(few), h = c.of(few), tokens = c.of(few), seqs = c.of(few), size = c.of(sizes);
-    const int64_t wide = 64 * (1 + c.next() % 2), all = tokens * seqs;
-    const int32_t k = 1 + c.next() % 3;
-    const Shape heads = {wide, h, all, 1}, states = {wide * wide * h, seqs, 1, 1};
-    const Shape outputs = {wide * h, all + wide * seqs, 1, 1};
-    switch (c.next() % 15) {
-    case 0:
-        return {GGML_OP_FILL, {{size, n, h, seqs}}, {size, n, h, seqs}};
-    case 1:
-        return {GGML_OP_SET, {{32, n, h, 1}, {n, 1, 1, 1}}, {32, n, h, 1}, {128, c.next(), c.next(), 4 * c.next()}};
-    case 2:
-        return {GGML_OP_DIAG, {{n, 1, h, seqs}}, {n, n, h, seqs}};
-    case 3:
-        return {GGML_OP_TRI, {{n, n, h, seqs}}, {n, n, h, seqs}, {c.next() % 5}};
-    case 4:
-        return {GGML_OP_SOLVE_TRI, {{n, n, h, seqs}, {tokens, n, h, seqs}}, {tokens, n, h, seqs}};
-    case 5:
-        return {GGML_OP_SSM_CONV, {{n - 1 + tokens, h, seqs, 1}, {n, h, 1, 1}}, {h, tokens, seqs, 1}};
-    case 6: {
-        const int64_t decay = c.one_in(2) ? 1 : 16;
-        const Shape bc = {16, 1, tokens, seqs}, x = {n, h, tokens, seqs};
-        return {GGML_OP_SSM_SCAN,
-                {{16, n, h, seqs}, x, {h, tokens, seqs, 1}, {decay, h, 1, 1}, bc, bc, {seqs, 1, 1, 1}},
-                {n * h * all + k * 16 * n * h * seqs, 1, 1, 1},
-                {k},
-                6};
+void add_operand(Choices & c, Lab & lab, wire::GraphDesc & desc, const recipes::Operand & operand, bool own) {
+    wire::TensorDesc t;
+    t.type = c.one_in(64) ? c.of(types) : operand.type;
+    t.ne = operand.ne;
+    if (c.one_in(32)) {
+        t.ne[c.next() % 4] = c.of(sizes);
     }
-    case 7: {
-        const Shape v = {4 * n, h, tokens, seqs};
-        return {GGML_OP_GATED_DELTA_NET,
-                {{4 * n, 1, tokens, seqs},
-                 {4 * n, h, tokens, 1},
-                 v,
-                 {1, h, tokens, seqs},
-                 {1, h, tokens, seqs},
-                 {4 * n, 4 * n, h, seqs}},
-                {4 * n * h, all + k * 4 * n * seqs, 1, 1},
-                {k}};
+    contiguous(t);
+    if (c.one_in(16)) { // as a transposed tensor has them
+        std::swap(t.nb[0], t.nb[1]);
     }
-    case 8:
-        return {GGML_OP_RWKV_WKV6, {heads, heads, heads, {wide, h, 1, 1}, heads, states}, outputs};
-    case 9:
-        return {GGML_OP_RWKV_WKV7, {heads, heads, heads, heads, heads, heads, states}, outputs};
-    case 10:
-        return {GGML_OP_GATED_LINEAR_ATTN, {heads, heads, heads, heads, states}, outputs};
-    case 11:
-        return {GGML_OP_LIGHTNING_INDEXER,
-                {{32, h, tokens, seqs}, {32, 1, size, seqs}, {h, tokens, 1, seqs}, {size, tokens, 1, 1}},
-                {size, tokens, 1, seqs},
-                {},
-                -1,
-                3};
-    case 12:
-        return {GGML_OP_DSV4_HC_COMB, {{24, tokens, 1, 1}, {3, 1, 1, 1}, {24, 1, 1, 1}}, {4, 4, tokens, 1}, {0, k}};
-    case 13:
-        return {GGML_OP_DSV4_HC_PRE, {{size, h, tokens, 1}, {h, tokens, 1, 1}}, {size, tokens, 1, 1}};
-    default:
-        return {GGML_OP_DSV4_HC_POST,
-                {{size, tokens, 1, 1}, {size, h, tokens, 1}, {h, tokens, 1, 1}, {h, h, tokens, 1}},
-                {size, h, tokens, 1}};
+    if (c.one_in(32)) {
+        t.nb[c.next() % 4] = 4 * c.next();
     }
+    for (int i = 0; i < 4; i++) { // says nothing, but kernels use it
+        if (t.ne[i] == 1 && c.one_in(16)) {
+            t.nb[i] = uint64_t(4) << c.next() % 44;
+        }
+    }
+    t.buffer = own ? own_memory(c, lab, t) : lab.handle;
+    t.offset = own ? 0 : uint64_t(c.next()) * 32;
+    desc.tensors.push_back(t);
 }
 
 /// The graph of one recipe, with something changed now and then.
-wire::GraphDesc prepared(Choices & c, uint64_t handle) {
-    const Recipe r = recipe(c);
+wire::GraphDesc prepared(Choices & c, Lab & lab) {
+    const recipes::Recipe r = recipes::any(c);
     wire::GraphDesc desc;
-    const auto add = [&](const Shape & ne, uint32_t type) {
-        wire::TensorDesc t;
-        t.type = c.one_in(64) ? c.of(types) : type;
-        t.ne = ne;
-        if (c.one_in(32)) {
-            t.ne[c.next() % 4] = c.of(sizes);
-        }
-        contiguous(t);
-        if (c.one_in(32)) {
-            t.nb[c.next() % 4] = 4 * c.next();
-        }
-        t.buffer = handle;
-        t.offset = uint64_t(c.next()) * 32;
-        desc.tensors.push_back(t);
-    };
-    for (int i = 0; i < static_cast<int>(r.sources.size()); i++) {
-        add(r.sources[i], i == r.ids ? GGML_TYPE_I32 : i == r.mask ? GGML_TYPE_F16 : GGML_TYPE_F32);
+    const bool own = !c.one_in(4);
+    for (const recipes::Operand & operand : r.sources) {
+        add_operand(c, lab, desc, operand, own);
     }
-    add(r.result, GGML_TYPE_F32);
+    add_operand(c, lab, desc, r.result, own);
     wire::TensorDesc & node = desc.tensors.back();
     node.op = r.op;
     node.flags = GGML_TENSOR_FLAG_COMPUTE;
     std::copy(r.params.begin(), r.params.end(), node.op_params.begin());
     if (c.one_in(16)) {
-        node.op_params[c.next() % 4] = static_cast<int8_t>(c.next());
+        node.op_params[c.next() % 16] = c.one_in(2) ? INT32_MAX - c.next() : static_cast<int8_t>(c.next());
     }
-    for (size_t i = 0; i < r.sources.size(); i++) {
-        node.src[i] = static_cast<uint32_t>(c.one_in(32) ? c.next() % r.sources.size() : i);
+    const size_t n = r.sources.size();
+    for (size_t i = 0; i < n; i++) {
+        node.src[i] = static_cast<uint32_t>(c.one_in(32) ? c.next() % n : i);
     }
-    desc.nodes = {static_cast<uint32_t>(r.sources.size())};
+    if (r.to_itself && node.op == GGML_OP_CPY) {
+        node.src[1] = static_cast<uint32_t>(n);
+    }
+    desc.nodes = {static_cast<uint32_t>(n)};
+    return desc;
+}
+
+/// Indices that were floats are known only once they are computed: rows of `table`, chosen by numbers of the client.
+wire::GraphDesc computed_indices(Choices & c, Lab & lab) {
+    wire::GraphDesc desc;
+    const int64_t n = c.of(recipes::few), rows = c.of(recipes::few);
+    const auto add = [&](recipes::Shape ne, uint32_t type, uint32_t op, std::initializer_list<uint32_t> sources) {
+        add_operand(c, lab, desc, {ne, type}, true);
+        wire::TensorDesc & t = desc.tensors.back();
+        t.op = op;
+        t.flags = GGML_TENSOR_FLAG_COMPUTE;
+        std::copy(sources.begin(), sources.end(), t.src.begin());
+        if (op != GGML_OP_NONE) {
+            desc.nodes.push_back(static_cast<uint32_t>(desc.tensors.size() - 1));
+        }
+    };
+    add({8, rows, 1, 1}, GGML_TYPE_F32, GGML_OP_NONE, {});
+    add({n, 1, 1, 1}, GGML_TYPE_F32, GGML_OP_NONE, {});
+    add({n, 1, 1, 1}, GGML_TYPE_F32, c.one_in(2) ? GGML_OP_SQR : GGML_OP_CONT, {1});
+    add({n, 1, 1, 1}, GGML_TYPE_I32, GGML_OP_CPY, {2, 3});
+    add({8, n, 1, 1}, GGML_TYPE_F32, GGML_OP_GET_ROWS, {0, 3});
+    add({n, 1, 1, 1}, GGML_TYPE_I32, GGML_OP_ARGMAX, {4});
+    add({8, n, 1, 1}, GGML_TYPE_F32, GGML_OP_GET_ROWS, {0, 5});
     return desc;
 }
 
@@ -236,15 +232,35 @@ wire::GraphDesc random_graph(Choices & c, uint64_t handle) {
 } // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
-    static Lab lab;
+    static Computed computed;
+    static std::unique_ptr<Lab> lab;
     Choices c(data, size);
-    const wire::GraphDesc desc = c.one_in(2) ? prepared(c, lab.handle) : random_graph(c, lab.handle);
+    if (lab == nullptr || c.one_in(16)) { // a device keeps the largest scratch memory that it ever needed
+        lab.reset();
+        lab = std::make_unique<Lab>();
+    }
+    wire::GraphDesc desc;
+    switch (c.next() % 8) {
+    case 0:
+    case 1:
+        desc = random_graph(c, lab->handle);
+        break;
+    case 2:
+        desc = computed_indices(c, *lab);
+        break;
+    default:
+        desc = prepared(c, *lab);
+    }
     try {
-        server::BuiltGraph graph = server::build_graph(desc, *lab.buffers, *lab.devices[0]);
-        if (server::check_indices(graph.indices).empty()) {
-            lab.devices[0]->compute(graph.graph);
-        }
+        const server::BuiltGraph built = server::build_graph(desc, *lab->buffers, *lab->devices[0]);
+        server::run_checked(built, *lab->devices[0]);
+        computed.add(built);
     } catch (const std::exception &) { // refused, or no memory for its scratch: never an abort
+    }
+    for (const wire::TensorDesc & t : desc.tensors) {
+        if (t.buffer != 0 && t.buffer != lab->handle) {
+            lab->buffers->free(t.buffer);
+        }
     }
     return 0;
 }

@@ -32,6 +32,12 @@ void add_frame(wire::Bytes & out, wire::Command command, wire::ByteView payload)
     w.bytes(payload);
 }
 
+/// A copy between parts of the buffers that the session has, or next to them.
+wire::CopyBytes some_copy(wire::ByteView input) {
+    const auto at = [&](size_t i) { return uint64_t(i < input.size() ? input[i] : 0); };
+    return {{at(0) % 4, at(1) * 32, at(2) * 32}, at(3) % 4, at(4) * 32};
+}
+
 /// The input as commands: | command | length | payload |. A length of 255 makes the frame lie about its size.
 wire::Bytes script(wire::ByteView input) {
     wire::Bytes out;
@@ -52,7 +58,16 @@ wire::Bytes script(wire::ByteView input) {
         add_frame(out, wire::Command::graph_put, put);
         add_frame(out, wire::Command::graph_run, wire::view_of(wire::GraphRun{0, 0}));
     }
+    add_frame(out, wire::Command::alloc_buffer, wire::view_of(wire::AllocRequest{0, 512}));
     while (input.size() >= 3) {
+        if (input[0] >= 240) { // what a random payload would hardly ever be
+            const bool copy = input[0] % 2 == 0;
+            const wire::CopyBytes bytes = some_copy(input.subspan(1));
+            add_frame(out, copy ? wire::Command::copy_bytes : wire::Command::recover,
+                      copy ? wire::view_of(bytes) : wire::ByteView{});
+            input = input.subspan(std::min<size_t>(input.size(), 6));
+            continue;
+        }
         const auto command = static_cast<wire::Command>(input[0] % 82);
         const size_t length = std::min<size_t>(input[1] | (input[2] & 3) << 8, input.size() - 3);
         const bool lie = input[2] == 255;

@@ -157,7 +157,7 @@ int main(int argc, char ** argv) {
     size_t seed = 1;
     llama_log_set(
         [](ggml_log_level level, const char * text, void *) {
-            if (level == GGML_LOG_LEVEL_ERROR) {
+            if (level == GGML_LOG_LEVEL_WARN || level == GGML_LOG_LEVEL_ERROR) {
                 std::fputs(text, stderr);
             }
         },

@@ -35,7 +35,7 @@ def compare(
     environment: dict[str, str], *arguments: str, ring: bool, seed: int | str = 1, **options: Any
 ) -> subprocess.CompletedProcess[str]:
     """Tests the architectures that fit. With `ring`, "-b STAGE0" and "--others" mean both stages and the host."""
-    command = [str(ENGINE / "test-archs"), *arguments, "-s", str(seed)]
+    command = [str(ENGINE / "test-archs"), *arguments, "-v", "2", "-s", str(seed)]  # 2: warnings too
     extra = {"MESH_LLM_RING": "1"} if ring else {}
     return subprocess.run(command, env=environment | extra, text=True, check=False, **options)
 
@@ -45,6 +45,11 @@ def passed(output: str, device: str = "") -> list[str]:
     rows = [row.split("|") for row in re.sub(r"\x1b\[[0-9;]*m", "", output).splitlines() if row.startswith("|")]
     right = [row[1].strip() for row in rows if device in "|".join(row) and any(" OK (" in cell for cell in row[2:])]
     return list(dict.fromkeys(right))
+
+
+def left_to_the_host(output: str) -> list[str]:
+    """The operators that a stage refused. One without a name is not computed: llama.cpp asks where tensors may lie."""
+    return [line for line in output.splitlines() if " leaves to the host: " in line and " '' " not in line]
 
 
 # What has crashed before: these cast types inside their graphs, or read without a KV cache.

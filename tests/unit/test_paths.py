@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
+import socket
 import stat
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from meshllm import paths
 from meshllm.errors import IdentityError
+from meshllm.units import socket_id
 
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 def test_the_hubs_cache_is_where_the_hub_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,12 +46,34 @@ def test_a_file_in_the_folders_place(tmp_path: Path, monkeypatch: pytest.MonkeyP
         paths.data_folder()
 
 
-def test_folders_of_the_dead_are_removed(tmp_path: Path) -> None:
+@pytest.fixture
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A short one, which pytest's is not."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield Path(folder)
+
+
+def test_sockets_of_a_private_folder_can_be_bound(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for length, follows in ((40, True), (50, True), (51, False), (200, False)):
+        folder = temporary / ("x" * (length - len(str(temporary)) - 1))
+        folder.mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", str(folder))
+        mine = paths.private_folder()
+        try:
+            assert mine.is_relative_to(folder) == follows
+            with socket.socket(socket.AF_UNIX) as listener:
+                listener.bind(str(mine / f"peer-{socket_id('0123456789abcdef' * 4)}.sock"))
+        finally:
+            shutil.rmtree(mine)
+
+
+def test_folders_of_the_dead_are_removed(temporary: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         pass
     mine = paths.private_folder()
-    dead = tmp_path / f"mesh-llm-{ended.pid}-x"
-    odd = tmp_path / "mesh-llm-0x5-x"
+    dead = temporary / f"mesh-llm-{ended.pid}-x"
+    odd = temporary / "mesh-llm-0x5-x"
     for folder in (dead, odd):
         folder.mkdir()
     paths.remove_stale_folders()
