@@ -122,9 +122,10 @@ def test_model_too_large_for_two_waits_for_the_third(other_model: Path, tmp_path
 def test_a_split_model_gets_the_context_that_fits(model: Path, tmp_path: Path) -> None:
     """98 MB of weights, on two nodes of 100 MB each."""
     args = ("--max-vram", "0.1", "--no-fetch")
+    options = {"engine_args": ("--", "-t", "1")}
     with world(tmp_path, hosts=2, rtt_ms=2) as mesh:
-        token = mesh.seed("h1", "--model", str(model), *args)
-        mesh.start("h2", "--join", token, *args)
+        token = mesh.seed("h1", "--model", str(model), *args, **options)
+        mesh.start("h2", "--join", token, *args, **options)
         eventually(lambda: any("does not fit with" in n.output() for n in mesh.nodes.values()), 40, "it is told")
         host = next(name for name, node in mesh.nodes.items() if "does not fit with" in node.output())
         would = re.search(r"4,096 tokens of context; ([\d,]+) would fit: --ctx (\d+)", mesh.nodes[host].output())
@@ -134,8 +135,8 @@ def test_a_split_model_gets_the_context_that_fits(model: Path, tmp_path: Path) -
 
         for name in ("h2", "h1"):
             mesh.stop(name, signal.SIGTERM)
-        token = mesh.seed("h1", "--model", str(model), *args, "--min-ctx", "512")
-        mesh.start("h2", "--join", token, *args, "--min-ctx", "512")
+        token = mesh.seed("h1", "--model", str(model), *args, "--min-ctx", "512", **options)
+        mesh.start("h2", "--join", token, *args, "--min-ctx", "512", **options)
         served_again(mesh, "h1", "h2")
         assert f"with {would[1]} tokens of context" in "".join(node.output() for node in mesh.nodes.values())
         assert mesh.api("h1").complete("Hi", 8)["tokens_predicted"] == 8
