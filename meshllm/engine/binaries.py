@@ -29,7 +29,9 @@ def engine_folder() -> Path:
 def find_binaries(bin_dir: Path | None) -> Binaries:
     """llama-server from `bin_dir` if that is given; the others are our own. Raises EngineError."""
     own = engine_folder()
-    binaries = Binaries((bin_dir or own) / "llama-server", own / "mesh-llm-leash", own / _LIBRARY, own / "mesh-llm-measure")
+    binaries = Binaries(
+        (bin_dir or own) / "llama-server", own / "mesh-llm-leash", own / _LIBRARY, own / "mesh-llm-measure"
+    )
     for path in (binaries.llama_server, binaries.leash, binaries.backend, binaries.measure):
         if not path.is_file():
             advice = "check --bin-dir" if bin_dir and path.parent == bin_dir else "install mesh-llm again"

@@ -1,4 +1,4 @@
-"""Which context a split model is served with, and which layers each device gets: as llama.cpp's figures allow.
+"""Which context a model is served with, and which layers each device gets: as llama.cpp's figures allow.
 
 Layers are whole and shared by bytes, so that all devices are filled to the same part; nobody is given more than it has.
 """
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from meshllm.engine.memory import ModelMemory
+from meshllm.mesh.announcement import Need
 
 MIN_CTX = 4096
 _STEP = 256  # llama.cpp rounds a context up to it
@@ -31,7 +32,7 @@ def best_fit(
     `min_ctx` does. `host_min`: layers that only the host can have.
     """
     own = memory.n_ctx or memory.n_ctx_train
-    floor = own if memory.n_ctx else min(min_ctx, own)
+    floor = memory.least_ctx(min_ctx)
     best = fit_layers(memory, floor, stages_bytes, host_bytes, host_min)
     low, high = floor // _STEP, -(-own // _STEP)  # what fits, and the most that is wanted
     while best and low < high:
@@ -47,6 +48,19 @@ def what_fits(memory: ModelMemory, stages_bytes: Sequence[int], host_bytes: int,
     """The longest context, of whatever length; 0 if the model does not fit at all."""
     found = best_fit(replace(memory, n_ctx=0), stages_bytes, host_bytes, _STEP, host_min)
     return found.n_ctx if found else 0
+
+
+def need(memory: ModelMemory, n_ctx: int, host_min: int = 0) -> Need:
+    """For the mesh, which only adds up: where this says that the model fits, `fit_layers` finds how."""
+    n = len(memory.layers)
+    layers = [memory.layer_bytes(il, n_ctx) for il in range(n - host_min)]
+    stage_bytes = memory.stage_bytes(0, 1, n_ctx) - layers[0] + max(layers)
+    # with layers or without, beside stages or not, compute buffers differ
+    host_bytes = max(
+        memory.host_bytes(host_min, n_ctx),
+        *(memory.host_bytes(n, n_ctx, alone) - sum(layers) for alone in (False, True)),
+    )
+    return Need(n_ctx, sum(layers), stage_bytes, host_bytes)
 
 
 def as_split(layers: Sequence[int]) -> list[float]:
@@ -68,7 +82,8 @@ def fit_layers(
             layers.append(n)
             first += n
         rest = len(memory.layers) - first
-        if all(layers) and memory.host_bytes(rest, n_ctx) <= host_bytes * part // _PARTS:
+        at_host = memory.host_bytes(rest, n_ctx, alone=not stages_bytes)
+        if all(layers) and at_host <= host_bytes * part // _PARTS:
             return _as_fit(memory, n_ctx, [*layers, rest])
     return None
 
@@ -86,4 +101,5 @@ def _as_fit(memory: ModelMemory, n_ctx: int, layers: Sequence[int]) -> Fit:
     for n in layers[:-1]:
         sizes.append(memory.stage_bytes(first, n, n_ctx))
         first += n
-    return Fit(n_ctx, tuple(layers), (*sizes, memory.host_bytes(layers[-1], n_ctx)))
+    at_host = memory.host_bytes(layers[-1], n_ctx, alone=len(layers) == 1)
+    return Fit(n_ctx, tuple(layers), (*sizes, at_host))

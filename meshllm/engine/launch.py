@@ -87,7 +87,7 @@ class LaunchSpec:
     extra_args: tuple[str, ...]
     speculation: Speculation | None = None
     n_checkpoints: int = 0  # with stages
-    n_ctx: int = 0  # with stages, if the user has not chosen it; 0 for the model's own
+    n_ctx: int = 0  # tokens; 0 for what llama-server chooses
 
     @property
     def projector(self) -> Projector | None:
@@ -104,21 +104,14 @@ class LaunchSpec:
                 devices.append("HOST")
             layers = [*(stage.n_layers for stage in self.stages), self.host_layers]
             args += ["--device", ",".join(devices), "--tensor-split", tensor_split(layers), *_STAGE_OPTIONS]
-            args += ["-c", str(self.n_ctx)] if self.n_ctx else []
             args += ["--ctx-checkpoints", str(self.n_checkpoints)]
             args += [*_PROJECTOR_ON_HOST, *_DRAFT_ON_HOST]
+        args += ["-c", str(self.n_ctx)] if self.n_ctx else []
         args += embedding_arguments(self.model)
         if self.projector:
             args += ["--mmproj", self.projector.file]
         if self.speculation:
             args += self.speculation.arguments(on_cpu=self.host_device == "CPU")
-        return [*args, *self.extra_args]
-
-    def plan_arguments(self) -> list[str]:
-        """Those that say what memory the model takes, without devices and files other than the model's."""
-        args = ["--model", self.model.files[0], "--offline", *embedding_arguments(self.model)]
-        if self.projector:
-            args += ["--mmproj", self.projector.file]
         return [*args, *self.extra_args]
 
     def backend_config(self, counters: Path) -> bytes:
@@ -128,6 +121,14 @@ class LaunchSpec:
         return orjson.dumps(
             {"stages": stages, "host_device": self.host_device, "model": model, "counters": str(counters)}
         )
+
+
+def plan_arguments(model: Model, extra_args: Sequence[str]) -> list[str]:
+    """Those that say what memory the model takes, without devices and files other than the model's."""
+    args = ["--model", model.files[0], "--offline", *embedding_arguments(model)]
+    if model.projector and takes_projector(extra_args):
+        args += ["--mmproj", model.projector.file]
+    return [*args, *extra_args]
 
 
 def make_launch_spec(

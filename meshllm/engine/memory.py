@@ -51,6 +51,10 @@ class ModelMemory:
     n_ctx: int  # that the arguments ask for; 0 for none
     n_ctx_train: int
 
+    def least_ctx(self, min_ctx: int) -> int:
+        """What the arguments ask for, or `min_ctx`, unless the model's own is shorter."""
+        return self.n_ctx or min(min_ctx, self.n_ctx_train)
+
     def layer_bytes(self, il: int, n_ctx: int) -> int:
         """Weights and state. A sliding window's cache grows with the context only until the window is full."""
         layer, contexts = self.layers[il], self.contexts

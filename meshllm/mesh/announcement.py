@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any, TypeVar
 
 from meshllm.errors import ProtocolError
@@ -54,6 +54,23 @@ class ProjectorInfo:
 
 
 @dataclass(frozen=True)
+class Need:
+    """Bytes that a model takes with a node as its host, at the least context with which that node would serve it.
+
+    Layers count with their KV cache or state, and may be shared between machines; the rest may not.
+    """
+
+    n_ctx: int  # tokens; 0 if unknown
+    layers_bytes: int
+    stage_bytes: int  # beside its layers on each stage: compute buffers, and a layer that does not fit whole
+    host_bytes: int  # beside its layers on the host: output layer, compute buffers, projector
+
+    @property
+    def alone_bytes(self) -> int:
+        return self.layers_bytes + self.host_bytes
+
+
+@dataclass(frozen=True)
 class Serving:
     """The engine that a node runs as host, or is starting."""
 
@@ -77,6 +94,7 @@ class Announcement:
     models: tuple[ModelInfo, ...] = ()  # on the node's disk
     projectors: dict[str, ProjectorInfo] = field(default_factory=dict)  # fingerprint of such a model -> its projector
     capabilities: dict[str, Capability] = field(default_factory=dict)  # of such models that do not complete text
+    needs: dict[str, Need] = field(default_factory=dict)  # fingerprint of a model that is wanted -> what it takes
     named: tuple[str, ...] = ()  # fingerprints of the models that its user named, in that order
     wants: tuple[ModelInfo, ...] = ()  # those, and the ones that it knows other users named
     fetches: bool = False  # it fetches the file of a model that is placed on it
@@ -106,6 +124,7 @@ class Announcement:
             "models": [_model_fields(m) for m in self.models],
             "proj": {model: [p.fingerprint, p.size_bytes] for model, p in self.projectors.items()},
             "caps": {model: str(capability) for model, capability in self.capabilities.items()},
+            "needs": {model: list(astuple(need)) for model, need in self.needs.items()},
             "named": list(self.named),
             "wants": [_model_fields(m) for m in self.wants],
             "fetches": self.fetches,
@@ -146,6 +165,7 @@ def _decode(value: Any) -> Announcement:
         models=_list(value["models"], _model, MAX_MODELS),
         projectors=_table(value.get("proj", {}), _projector),  # older nodes know of none
         capabilities=_table(value.get("caps", {}), Capability),
+        needs=_table(value.get("needs", {}), _need),
         named=_list(value["named"], _node, MAX_MODELS),
         wants=_list(value["wants"], _model, MAX_MODELS),
         fetches=_flag(value["fetches"]),
@@ -222,6 +242,12 @@ def _model(value: Any) -> ModelInfo:
 def _projector(value: Any) -> ProjectorInfo:
     fingerprint, size = value
     return ProjectorInfo(_node(fingerprint), _number(size, 1, 1 << 60))
+
+
+def _need(value: Any) -> Need:
+    n_ctx, layers, stage, host = value
+    sizes = (_number(size, low, 1 << 60) for size, low in ((layers, 1), (stage, 0), (host, 0)))
+    return Need(_number(n_ctx, 0, 1 << 40), *sizes)
 
 
 def _serving(value: Any) -> Serving:

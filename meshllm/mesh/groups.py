@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 
-from meshllm.mesh.announcement import Announcement, ModelInfo, Role, Serving
+from meshllm.mesh.announcement import Announcement, ModelInfo, Need, Role, Serving
 
 MAX_RTT_MS = 80.0
 _KEEP_RTT_MS = 100.0  # limit for a running stage, so that small changes of the RTT do not restart the engine
-_ROOM = 1.1  # a model needs its size and a tenth
+MAX_STAGES = 14  # of one model: ggml schedules over 16 backends (GGML_SCHED_MAX_BACKENDS), HOST and the CPU are two
+_ROOM = 1.1  # a model of which nothing else is known needs its size and a tenth
 _BETTER, _BETTER_MS = 0.7, 2.0  # other stages are worth a restart if their RTT is below 0.7 of the old, less 2 ms
 
 
@@ -38,14 +39,19 @@ class StageStatus(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Group:
-    """Machines that serve one model together. `shares` of the layers: one per stage and, last, the host's; sum 1."""
+    """Machines that serve one model together. `memory` and `shares` of the layers, whose sum is 1: one for each stage
+    and, last, the host's."""
 
     model: ModelInfo
     host: str
     stages: tuple[str, ...]
-    shares: tuple[float, ...]
-    memory_bytes: int  # of all of them
+    shares: tuple[float, ...] = field(compare=False)  # what runs is not moved for other shares
+    memory: tuple[int, ...] = field(compare=False)  # bytes
     by_hand: bool = False  # the shares are the user's
+
+    @property
+    def memory_bytes(self) -> int:
+        return sum(self.memory)
 
     @property
     def nodes(self) -> tuple[str, ...]:
@@ -54,13 +60,18 @@ class Group:
 
 @dataclass(frozen=True)
 class Placement:
-    """The groups that serve one model, or how much memory it lacks."""
+    """The groups that serve one model, or what it needs and could have."""
 
     model: ModelInfo
     groups: tuple[Group, ...]
-    need_bytes: int
-    have_bytes: int  # of all machines that could take part
+    need: Need
+    have_bytes: tuple[int, ...]  # of the stages that could take part, and of the host
     reasons: Mapping[str, StageStatus] = field(default_factory=dict)  # for every node of the view
+
+    @property
+    def need_bytes(self) -> int:
+        """On all the machines that could take part."""
+        return self.need.alone_bytes + self.need.stage_bytes * max(0, len(self.have_bytes) - 1)
 
     def group_of(self, host: str) -> Group | None:
         return next((g for g in self.groups if g.host == host), None)
@@ -68,16 +79,15 @@ class Placement:
 
 def place_model(model: ModelInfo, view: Mapping[str, Announcement], team: Collection[str]) -> Placement:
     """`team`: the workers that are placed on this model."""
-    need = needed_bytes(model.size_bytes)
     workers = {i: n for i, n in sorted(view.items()) if i in team}
     force = any(n.split for n in workers.values())
-    able = [i for i, n in workers.items() if has_model(n, model) and host_bytes(n, model) >= need]
+    able = [i for i, n in workers.items() if has_model(n, model) and fits_alone(n, model, view)]
     if able and not force:
-        groups = tuple(Group(model, i, (), (1.0,), host_bytes(workers[i], model)) for i in able)
-        reasons = {i: _idle_status(n, model, need) for i, n in workers.items()} | dict.fromkeys(able, StageStatus.HOST)
-        found = Placement(model, groups, need, groups[0].memory_bytes, reasons)
+        groups = tuple(Group(model, i, (), (1.0,), (workers[i].memory_bytes,)) for i in able)
+        reasons = {i: _idle_status(n, model, view) for i, n in workers.items()} | dict.fromkeys(able, StageStatus.HOST)
+        found = Placement(model, groups, need_of(workers[able[0]], model, view), (groups[0].memory_bytes,), reasons)
     else:
-        found = _split(model, workers, need, force)
+        found = _split(model, workers, view, force)
     others = {
         i: StageStatus.CLIENT if n.role is Role.CLIENT else StageStatus.OTHER_MODEL
         for i, n in view.items()
@@ -87,14 +97,23 @@ def place_model(model: ModelInfo, view: Mapping[str, Announcement], team: Collec
 
 
 def needed_bytes(size_bytes: int) -> int:
-    """Memory that a model of this size needs, on all its machines together."""
+    """Memory that a model of this size needs, on all its machines together, as long as nothing else is known."""
     return int(size_bytes * _ROOM)
 
 
-def host_bytes(node: Announcement, model: ModelInfo) -> int:
-    """The node's memory for the model itself if it is the host, which also holds the projector, all of it."""
+def need_of(node: Announcement, model: ModelInfo, view: Mapping[str, Announcement]) -> Need:
+    """With this node as host: as it says, or else the most that another one says, or else a guess."""
+    if known := node.needs.get(model.fingerprint):
+        return known
+    others = [need for n in view.values() if (need := n.needs.get(model.fingerprint))]
     projector = node.projectors.get(model.fingerprint)
-    return max(0, node.memory_bytes - (needed_bytes(projector.size_bytes) if projector else 0))
+    guess = Need(0, needed_bytes(model.size_bytes), 0, needed_bytes(projector.size_bytes) if projector else 0)
+    return max(others, key=astuple, default=guess)
+
+
+def fits_alone(node: Announcement, model: ModelInfo, view: Mapping[str, Announcement]) -> bool:
+    """Whether the node has the memory to serve the model by itself."""
+    return node.memory_bytes >= need_of(node, model, view).alone_bytes
 
 
 def has_model(node: Announcement, model: ModelInfo) -> bool:
@@ -106,27 +125,31 @@ def will_fetch(node: Announcement, model: ModelInfo) -> bool:
     return node.fetches and not has_model(node, model) and model.fingerprint not in node.cannot_fetch
 
 
-def _idle_status(node: Announcement, model: ModelInfo, need: int) -> StageStatus:
+def _idle_status(node: Announcement, model: ModelInfo, view: Mapping[str, Announcement]) -> StageStatus:
     if not has_model(node, model):
         return StageStatus.FETCHING if will_fetch(node, model) else StageStatus.NO_MODEL
-    return StageStatus.NOT_NEEDED if host_bytes(node, model) >= need else StageStatus.NO_MEMORY
+    return StageStatus.NOT_NEEDED if fits_alone(node, model, view) else StageStatus.NO_MEMORY
 
 
-def _split(model: ModelInfo, workers: Mapping[str, Announcement], need: int, force: bool) -> Placement:
-    owners = [i for i, n in workers.items() if has_model(n, model) and host_bytes(n, model) > 0]
+def _split(
+    model: ModelInfo, workers: Mapping[str, Announcement], view: Mapping[str, Announcement], force: bool
+) -> Placement:
+    needs = {i: need_of(n, model, view) for i, n in workers.items() if has_model(n, model)}
+    owners = [i for i, need in needs.items() if workers[i].memory_bytes > need.host_bytes]
     if not owners:
-        return Placement(model, (), need, 0, {i: _idle_status(n, model, need) for i, n in workers.items()})
-    host = _elect(owners, workers, model, need, force)
-    running = _running(workers[host], model)
-    reasons = _reasons(model, workers, workers[host], running)
+        need = max(needs.values(), key=astuple, default=None) or need_of(next(iter(view.values())), model, view)
+        return Placement(model, (), need, (), {i: _idle_status(n, model, view) for i, n in workers.items()})
+    host = _elect(owners, workers, model, needs, force)
+    need, running = needs[host], _running(workers[host], model)
+    reasons = _reasons(model, workers, workers[host], running, need)
     candidates = {
         i: _rtt(workers[host], workers[i]) or 0.0 for i, why in reasons.items() if why is StageStatus.NOT_NEEDED
     }
-    at_host = host_bytes(workers[host], model)
-    missing = need - at_host
-    have = at_host + sum(workers[i].memory_bytes for i in candidates)
-    limit = model.n_layers  # every stage takes at least one layer
-    memory = {i: workers[i].memory_bytes for i in candidates}
+    at_host = workers[host].memory_bytes
+    missing = need.alone_bytes - at_host
+    have = (*(workers[i].memory_bytes for i in candidates), at_host)
+    limit = min(model.n_layers, MAX_STAGES)  # every stage takes at least one layer
+    memory = {i: workers[i].memory_bytes - need.stage_bytes for i in candidates}
     if force:
         stages: list[str] | None = sorted(candidates, key=lambda i: (candidates[i], i))[:limit]
         if missing > sum(memory[i] for i in stages or ()):
@@ -138,28 +161,34 @@ def _split(model: ModelInfo, workers: Mapping[str, Announcement], need: int, for
     if stages is None:
         return Placement(model, (), need, have, reasons)
     reasons |= dict.fromkeys(stages, StageStatus.STAGE)
-    group = _group(model, host, stages, workers)
+    group = _group(model, host, stages, workers, need)
     return Placement(model, (group,), need, have, reasons)
 
 
-def _elect(owners: Sequence[str], workers: Mapping[str, Announcement], model: ModelInfo, need: int, force: bool) -> str:
+def _elect(
+    owners: Sequence[str],
+    workers: Mapping[str, Announcement],
+    model: ModelInfo,
+    needs: Mapping[str, Need],
+    force: bool,
+) -> str:
     """The owner with the most memory; of equals the present host, or the smaller id. A working split keeps its host."""
-    memory = {i: host_bytes(workers[i], model) for i in owners}
+    memory = {i: workers[i].memory_bytes for i in owners}
     best = min(owners, key=lambda i: (-memory[i], _running(workers[i], model) is None, i))
-    if memory[best] >= need and not force:
+    if memory[best] >= needs[best].alone_bytes and not force:
         return best
     for i in sorted(owners, key=lambda i: (-memory[i], i)):
         running = _running(workers[i], model)
         if running and all(s in workers for s in running.stages):
-            in_all = memory[i] + sum(workers[s].memory_bytes for s in running.stages)
-            reasons = _reasons(model, workers, workers[i], running)
-            if in_all >= need and all(reasons[s] is StageStatus.NOT_NEEDED for s in running.stages):
+            in_all = memory[i] + sum(workers[s].memory_bytes - needs[i].stage_bytes for s in running.stages)
+            reasons = _reasons(model, workers, workers[i], running, needs[i])
+            if in_all >= needs[i].alone_bytes and all(reasons[s] is StageStatus.NOT_NEEDED for s in running.stages):
                 return i
     return best
 
 
 def _reasons(
-    model: ModelInfo, workers: Mapping[str, Announcement], host: Announcement, running: Serving | None
+    model: ModelInfo, workers: Mapping[str, Announcement], host: Announcement, running: Serving | None, need: Need
 ) -> dict[str, StageStatus]:
     """For every worker but the host: NOT_NEEDED if it could be a stage, or why it cannot."""
     reasons: dict[str, StageStatus] = {}
@@ -170,7 +199,8 @@ def _reasons(
         elif will_fetch(node, model) and not works:
             reasons[node_id] = StageStatus.FETCHING
         else:
-            reasons[node_id] = _stage_status(node, host, _KEEP_RTT_MS if works else MAX_RTT_MS)
+            limit_ms = _KEEP_RTT_MS if works else MAX_RTT_MS
+            reasons[node_id] = _stage_status(node, host, limit_ms, need.stage_bytes)
     return reasons
 
 
@@ -189,7 +219,7 @@ def _rtt(a: Announcement, b: Announcement) -> float | None:
     return max(known, default=None)
 
 
-def _stage_status(node: Announcement, host: Announcement, limit_ms: float) -> StageStatus:
+def _stage_status(node: Announcement, host: Announcement, limit_ms: float, least_bytes: int = 0) -> StageStatus:
     """NOT_NEEDED if the node could be a stage. Distance is checked before memory."""
     if node.ggml_version != host.ggml_version:
         return StageStatus.OTHER_GGML
@@ -198,7 +228,7 @@ def _stage_status(node: Announcement, host: Announcement, limit_ms: float) -> St
         return StageStatus.UNKNOWN_RTT
     if rtt_ms > limit_ms:
         return StageStatus.TOO_FAR
-    return StageStatus.NOT_NEEDED if node.memory_bytes > 0 else StageStatus.NO_MEMORY
+    return StageStatus.NOT_NEEDED if node.memory_bytes > least_bytes else StageStatus.NO_MEMORY
 
 
 def choose_stages(
@@ -243,10 +273,12 @@ def _keep(
     return stages if farthest_then < _BETTER * farthest_now - _BETTER_MS else list(running.stages)
 
 
-def _group(model: ModelInfo, host: str, stages: Sequence[str], workers: Mapping[str, Announcement]) -> Group:
-    memory = [*(workers[i].memory_bytes for i in stages), host_bytes(workers[host], model)]
-    total = sum(memory)
+def _group(
+    model: ModelInfo, host: str, stages: Sequence[str], workers: Mapping[str, Announcement], need: Need
+) -> Group:
+    memory = [workers[i].memory_bytes for i in (*stages, host)]
+    for_layers = [*(n - need.stage_bytes for n in memory[:-1]), memory[-1] - need.host_bytes]
     by_hand = workers[host].tensor_split
     chosen = len(by_hand) == len(memory) and sum(by_hand) > 0
-    weights: Sequence[float] = by_hand if chosen else memory
-    return Group(model, host, tuple(stages), tuple(w / sum(weights) for w in weights), total, chosen)
+    weights: Sequence[float] = by_hand if chosen else for_layers
+    return Group(model, host, tuple(stages), tuple(w / sum(weights) for w in weights), tuple(memory), chosen)

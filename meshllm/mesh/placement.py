@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from meshllm.mesh.announcement import Announcement, ModelInfo, Role
-from meshllm.mesh.groups import Placement, has_model, host_bytes, needed_bytes, place_model, will_fetch, within_reach
+from meshllm.mesh.groups import Placement, fits_alone, has_model, place_model, will_fetch, within_reach
 
 _BUSY_PER_MIN = 6.0  # requests per server, below which another server is of no use
 _MUCH_MORE = 4.0  # times the load per server that the move leaves behind: moving back takes a factor of sixteen
@@ -128,12 +128,12 @@ class _Teams:
     def _rank(self, node: Announcement, fingerprint: str) -> tuple[float, ...]:
         """Sorts models by how much they need a free node: unserved first, then on its disk, then with few servers."""
         model = self.models[fingerprint]
-        alone, lacks = _may_serve(node, model), not has_model(node, model)
+        alone, lacks = self._may_serve(node, model), not has_model(node, model)
         n_servers = self._servers(fingerprint)
         if not n_servers:
             helps = alone or within_reach(node, [self.view[i] for i in self.members[fingerprint]])
             placement = self.placement(fingerprint)
-            return (0 if helps else 2, lacks, placement.need_bytes - placement.have_bytes)
+            return (0 if helps else 2, lacks, placement.need.alone_bytes - sum(placement.have_bytes))
         servers = n_servers / (1.0 + self.rates.get(fingerprint, 0.0))
         return (1 if alone else 3, servers, lacks)
 
@@ -142,7 +142,7 @@ class _Teams:
         model, placement = self.models[fingerprint], self.placement(fingerprint)
         serving = {g.host for g in placement.groups}
         team = (self.view[i] for i in self.members[fingerprint] - serving)
-        coming = [node for node in team if will_fetch(node, model) and _may_serve(node, model)]
+        coming = [node for node in team if will_fetch(node, model) and self._may_serve(node, model)]
         return len(serving) + len(coming)
 
     def _spare(self, fingerprint: str) -> list[str]:
@@ -176,15 +176,12 @@ class _Teams:
         for giver in sorted(givers, key=lambda f: (load(f, 1), f)):
             if load(busy) < max(_BUSY_PER_MIN, _MUCH_MORE * load(giver, 1)):
                 return
-            able = [i for i in self._spare(giver) if _may_serve(self.view[i], self.models[busy])]
+            able = [i for i in self._spare(giver) if self._may_serve(self.view[i], self.models[busy])]
             able.sort(key=lambda i: not has_model(self.view[i], self.models[busy]))
             if able:
                 self._put(able[0], busy)
                 return
 
-
-def _may_serve(node: Announcement, model: ModelInfo) -> bool:
-    """Whether the node can serve the model alone, now or once it has the file."""
-    return host_bytes(node, model) >= needed_bytes(model.size_bytes) and (
-        has_model(node, model) or will_fetch(node, model)
-    )
+    def _may_serve(self, node: Announcement, model: ModelInfo) -> bool:
+        """Whether the node can serve the model alone, now or once it has the file."""
+        return fits_alone(node, model, self.view) and (has_model(node, model) or will_fetch(node, model))

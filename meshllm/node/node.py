@@ -16,7 +16,7 @@ from meshllm import __version__
 from meshllm.api.routing import RequestInfo, find_model
 from meshllm.errors import MeshError, MeshLlmError
 from meshllm.mesh.announcement import MAX_ADDRESSES, MAX_MODELS, Announcement, ModelInfo, Role
-from meshllm.mesh.groups import Placement, StageStatus, has_model, host_bytes, within_reach
+from meshllm.mesh.groups import Placement, StageStatus, fits_alone, has_model, within_reach
 from meshllm.mesh.hello import Credentials
 from meshllm.mesh.known_meshes import KnownMesh, KnownMeshes
 from meshllm.mesh.mesh import Mesh
@@ -218,6 +218,8 @@ class Node:
                 self._adopt()
                 await self._open_tunnels()
                 placements = place_models(self._mesh.membership.present())
+                if await self._tell_needs(placements):
+                    continue
                 self.router.update(placements)
                 for placement in placements:
                     self._emit_placement(placement)
@@ -261,6 +263,16 @@ class Node:
                     line = f"{model.name} was dropped in this mesh; mesh-llm drop --undo {model.name} allows it again"
                     self._emit_once(model, line)
 
+    async def _tell_needs(self, placements: Sequence[Placement]) -> bool:
+        """Announces what the wanted models that are on disk take; before that nothing is served here."""
+        me, worker = self._mesh.me, self._worker
+        models = [p.model for p in placements if has_model(me, p.model)] if worker else []
+        if worker is None or {m.fingerprint for m in models} == me.needs.keys():
+            return False
+        needs = {m.fingerprint: me.needs.get(m.fingerprint) or await worker.need(m) for m in models}
+        self._mesh.announce(replace(self._mesh.me, needs=needs))
+        return True
+
     def _want_file(self, placements: Sequence[Placement]) -> None:
         """Wants the file of the model that this node is placed on, if it could serve it or be a stage of it."""
         if self._files is None:
@@ -270,7 +282,7 @@ class Node:
         if mine:
             me, present = self._mesh.me, self._mesh.membership.present()
             owners = [n for i, n in present.items() if i != self._self_id and has_model(n, mine.model)]
-            of_use = host_bytes(me, mine.model) >= mine.need_bytes or (owners and within_reach(me, owners))
+            of_use = fits_alone(me, mine.model, present) or (owners and within_reach(me, owners))
             mine = mine if of_use else None
         self._files.want(mine.model if mine else None)
 
@@ -287,6 +299,8 @@ class Node:
         mine = placement.group_of(self._self_id)
         if not placement.groups:
             line = waiting_line(placement, self.router.placements)
+            if self._worker and placement.reasons.get(self._self_id) is StageStatus.HOST:
+                line += self._worker.what_fits(placement)
         elif mine:
             line = f"Elected as host ({in_gb(mine.memory_bytes)} available for a {in_gb(model.size_bytes)} model)"
             if mine.stages:

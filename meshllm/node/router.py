@@ -259,6 +259,7 @@ async def _bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
 
 
 def waiting_line(placement: Placement, placements: Sequence[Placement]) -> str:
-    need, have = placement.need_bytes, placement.have_bytes
+    need, have = in_gb(placement.need_bytes), in_gb(sum(placement.have_bytes))
     which = f" for {placement.model.name}" if len(placements) > 1 else ""
-    return f"Waiting for more peers{which}: need {in_gb(need)}, have {in_gb(have)}"
+    context = f" with {placement.need.n_ctx:,} tokens of context" if placement.need.n_ctx else ""
+    return f"Waiting for more peers{which}: need {need}{context}, have {have}"

@@ -128,7 +128,7 @@ def model_status(placement: Placement) -> ModelStatus:
         fingerprint=model.fingerprint,
         size_bytes=model.size_bytes,
         need_bytes=placement.need_bytes,
-        have_bytes=placement.have_bytes,
+        have_bytes=sum(placement.have_bytes),
         groups=tuple(_group_status(group) for group in placement.groups),
         reasons={node_id: str(reason) for node_id, reason in placement.reasons.items()},
     )

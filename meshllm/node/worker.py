@@ -6,6 +6,7 @@ Only nodes that compute import this module; a lite client needs no compiled code
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,21 +21,22 @@ from meshllm.engine import (
     find_binaries,
     make_launch_spec,
 )
-from meshllm.engine.fit import MIN_CTX, Fit, as_split, best_fit, what_fits
-from meshllm.engine.launch import StageAddress, splits_tensors, takes_projector
-from meshllm.engine.memory import measure
+from meshllm.engine.fit import MIN_CTX, Fit, as_split, best_fit, need, what_fits
+from meshllm.engine.launch import StageAddress, plan_arguments, splits_tensors, takes_projector
+from meshllm.engine.memory import ModelMemory, measure
 from meshllm.errors import EngineError, MeshLlmError, NotOnDiskError
-from meshllm.mesh.announcement import Capability, ModelInfo, ProjectorInfo
-from meshllm.mesh.groups import Group
+from meshllm.mesh.announcement import Capability, ModelInfo, Need, ProjectorInfo
+from meshllm.mesh.groups import Group, Placement, needed_bytes
 from meshllm.mesh.mesh import Mesh
 from meshllm.models.download import can_be_had
 from meshllm.models.store import Model, Store, resolve
 from meshllm.models.transfer import Sharing
 from meshllm.node.drafts import Drafting
 from meshllm.node.files import ModelFiles, capabilities, model_info, model_infos, projector_infos
+from meshllm.node.machine import available_ram
 from meshllm.units import in_gb
 
-RESERVE = 0.1  # of a device's memory, kept for the KV cache and compute buffers
+RESERVE = 0.1  # of a device's memory, kept for what is guessed and for other programs
 _PROBE_TIMEOUT_S = 15.0
 _LOG_INTERVAL_S = 0.5
 _FIRST_RETRY_S, _LAST_RETRY_S = 3.0, 60.0
@@ -125,7 +127,7 @@ class Worker:
 
     def _free_bytes(self) -> int:
         cap = self._config.max_vram_bytes
-        free = [min(d.memory_free, d.memory_total) for d in self._devices()]
+        free = [min(d.memory_free, d.memory_total, *_ram(d)) for d in self._devices()]
         return sum(min(m, cap) if cap else m for m in free)
 
     def _devices(self) -> list[rpc.DeviceInfo]:
@@ -219,31 +221,63 @@ class Worker:
         speculation = await asyncio.to_thread(self._drafting.for_model, model)
         args = (config.device, config.engine_args, speculation)
         spec = make_launch_spec(model, self._binaries, servers, split, *args)
-        if not servers or group.by_hand or splits_tensors(config.engine_args):
-            return spec
-        fit = await asyncio.to_thread(self._fit, spec, [d.memory_free for s in servers for d in s.info.devices])
-        return replace(
-            make_launch_spec(model, self._binaries, servers, as_split(fit.layers), *args), n_ctx=fit.n_ctx
-        )
+        if group.by_hand or splits_tensors(config.engine_args) or (not servers and spec.host_device != "CPU"):
+            return spec  # a GPU alone is filled by llama-server itself (--fit), with layers in RAM if need be
+        stages_bytes: list[int] = []
+        for server, lent in zip(servers, group.memory, strict=False):
+            free = [device.memory_free for device in server.info.devices]
+            stages_bytes += [int(min(n * _SPARE, lent * n / max(sum(free), 1))) for n in free]
+        fit = await asyncio.to_thread(self._fit, spec, stages_bytes)
+        if servers:
+            spec = make_launch_spec(model, self._binaries, servers, as_split(fit.layers), *args)
+        return replace(spec, n_ctx=fit.n_ctx)
 
-    def _fit(self, spec: LaunchSpec, free_bytes: Sequence[int]) -> Fit:
-        """The context and the layers of a split model. Raises EngineError, which says what would fit."""
-        model, min_ctx = spec.model, self._config.min_ctx
-        memory = measure(self._binaries.measure, spec.plan_arguments(), model.fingerprint().hex())
-        stages = [int(free * _SPARE) for free in free_bytes]
+    def _fit(self, spec: LaunchSpec, stages: Sequence[int]) -> Fit:
+        """The context and the layers of each device. Raises EngineError, which says what would fit."""
+        model = spec.model
+        memory = self._measure(model)
         here = int((self._free_bytes() - self._drafting.size_bytes) * _SPARE)
-        fit = best_fit(memory, stages, here, min_ctx, model.n_nextn)
+        fit = best_fit(memory, stages, here, self._config.min_ctx, model.n_nextn)
         if fit is None:
-            wanted = memory.n_ctx or min(min_ctx, memory.n_ctx_train)
-            most = what_fits(memory, stages, here, model.n_nextn)
-            advice = f"{most:,} would fit: --ctx {most}" if most else "no context fits: more machines would help"
-            raise EngineError(f"{model.name} does not fit with {wanted:,} tokens of context; {advice}")
-        sizes = [f"{in_gb(n)} on {stage.name}" for n, stage in zip(fit.sizes_bytes, spec.stages, strict=False)]
-        self.emit(
-            f"{model.name} with {fit.n_ctx:,} tokens of context: {', '.join(sizes)}, {in_gb(fit.sizes_bytes[-1])} here"
-        )
+            wanted = memory.least_ctx(self._config.min_ctx)
+            advice = _advice(what_fits(memory, stages, here, model.n_nextn))
+            raise EngineError(f"{model.name} does not fit with {wanted:,} tokens of context{advice}")
+        if spec.stages or fit.n_ctx < memory.n_ctx_train:
+            sizes = [f"{in_gb(n)} on {stage.name}" for n, stage in zip(fit.sizes_bytes, spec.stages, strict=False)]
+            sizes.append(f"{in_gb(fit.sizes_bytes[-1])} here")
+            self.emit(f"{model.name} with {fit.n_ctx:,} tokens of context: {', '.join(sizes)}")
         return fit
+
+    def _measure(self, model: Model) -> ModelMemory:
+        arguments = plan_arguments(model, self._config.engine_args)
+        return measure(self._binaries.measure, arguments, model.fingerprint().hex())
+
+    async def need(self, info: ModelInfo) -> Need:
+        """What a model on disk takes with this machine as host, or a guess when llama.cpp does not say."""
+        model = self._store.models.get(info.fingerprint)
+        if model is not None:
+            with contextlib.suppress(EngineError):  # which its engine will say better
+                memory = await asyncio.to_thread(self._measure, model)
+                return need(memory, memory.least_ctx(self._config.min_ctx), model.n_nextn)
+        return Need(0, needed_bytes(info.size_bytes), 0, 0)
+
+    def what_fits(self, placement: Placement) -> str:
+        """The context that would fit now on the machines of a model that waits for more."""
+        model = self._store.models.get(placement.model.fingerprint)
+        if model is None or not placement.need.n_ctx or not placement.have_bytes:
+            return ""
+        *stages, here = placement.have_bytes
+        return _advice(what_fits(self._measure(model), stages, here, model.n_nextn))
 
     @property
     def ready(self) -> bool:
         return self.engine is not None and self.engine.state is EngineState.READY
+
+
+def _ram(device: rpc.DeviceInfo) -> list[int]:
+    """ggml takes all RAM for free."""
+    return [available_ram()] if device.type == "CPU" else []
+
+
+def _advice(n_ctx: int) -> str:
+    return f"; {n_ctx:,} would fit: --ctx {n_ctx}" if n_ctx else "; no context fits"

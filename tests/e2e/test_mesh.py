@@ -8,6 +8,7 @@ import time
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import lab as netlab
@@ -122,7 +123,7 @@ def test_model_too_large_for_two_waits_for_the_third(other_model: Path, tmp_path
 def test_a_split_model_gets_the_context_that_fits(model: Path, tmp_path: Path) -> None:
     """98 MB of weights, on two nodes of 100 MB each."""
     args = ("--max-vram", "0.1", "--no-fetch")
-    options = {"engine_args": ("--", "-t", "1")}
+    options: dict[str, Any] = {"engine_args": ("--", "-t", "1")}  # without a context of its own
     with world(tmp_path, hosts=2, rtt_ms=2) as mesh:
         token = mesh.seed("h1", "--model", str(model), *args, **options)
         mesh.start("h2", "--join", token, *args, **options)

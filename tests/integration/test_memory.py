@@ -102,5 +102,5 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_broken_file_is_told(tmp_path: Path) -> None:
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF" + bytes(60))
-    with pytest.raises(EngineError, match="llama.cpp cannot plan the model"):
+    with pytest.raises(EngineError, match="cannot plan the model"):
         measure(ENGINE / "mesh-llm-measure", ["--model", str(broken)], "test")

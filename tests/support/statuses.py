@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 
 from meshllm.api.latencies import Latencies
-from meshllm.mesh.announcement import Announcement, ModelInfo, Serving
+from meshllm.mesh.announcement import Announcement, ModelInfo, Need, Serving
 from meshllm.mesh.engine_status import (
     EngineHost,
     EngineModel,
@@ -32,9 +32,10 @@ def full_status() -> FullStatus:
     late = node_status(Announcement(LATE, 1, "late", fetching={BIG.fingerprint: 0.25}), "suspect", None)
     zeros = StageCounters(*(0 for _ in fields(StageCounters)))
     counters = replace(zeros, blocking_waits=3, wait_ns=10**9, weight_bytes_local=4 * 10**8, pushes=6, relays=1)
-    group = Group(SMALL, ME, (PEER,), (0.5, 0.5), 3 * 10**9)
-    served = Placement(SMALL, (group,), 11 * 10**8, 3 * 10**9, {ME: StageStatus.HOST, PEER: StageStatus.STAGE})
-    waiting = Placement(BIG, (), 10 * 10**9, 3 * 10**9, {LATE: StageStatus.FETCHING})
+    group = Group(SMALL, ME, (PEER,), (0.5, 0.5), (10**9, 2 * 10**9))
+    reasons = {ME: StageStatus.HOST, PEER: StageStatus.STAGE}
+    served = Placement(SMALL, (group,), Need(0, 11 * 10**8, 0, 0), group.memory, reasons)
+    waiting = Placement(BIG, (), Need(0, 10 * 10**9, 0, 0), (10**9, 2 * 10**9), {LATE: StageStatus.FETCHING})
     return FullStatus(
         api=API,
         version="1.2.3",

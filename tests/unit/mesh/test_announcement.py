@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from meshllm.errors import ProtocolError
-from meshllm.mesh.announcement import Announcement, Capability, ModelInfo, ProjectorInfo, decode_announcement
+from meshllm.mesh.announcement import Announcement, Capability, ModelInfo, Need, ProjectorInfo, decode_announcement
 
 MODEL = ModelInfo("m", "ab" * 32, 1000, 4)
 SEEING = Announcement("a" * 64, 1, models=(MODEL,), projectors={MODEL.fingerprint: ProjectorInfo("cd" * 32, 100)})
@@ -27,6 +27,16 @@ def test_what_models_are_for_arrives_as_it_was_sent() -> None:
     for wrong in ({MODEL.fingerprint: "world domination"}, {"m": "embedding"}, ["embedding"]):
         with pytest.raises(ProtocolError):
             decode_announcement(embeds.encode() | {"caps": wrong})
+
+
+def test_needs_arrive_as_they_were_sent() -> None:
+    told = Announcement("a" * 64, 1, models=(MODEL,), needs={MODEL.fingerprint: Need(4096, 1000, 20, 30)})
+    assert decode_announcement(told.encode()) == told
+    older = {key: value for key, value in told.encode().items() if key != "needs"}
+    assert decode_announcement(older).needs == {}
+    for wrong in ([4096, 0, 1, 1], [4096, 1, -1, 1], [4096, 1, 1], [4096, 1 << 61, 1, 1], [4096.0, 1, 1, 1], "4096"):
+        with pytest.raises(ProtocolError):
+            decode_announcement(told.encode() | {"needs": {MODEL.fingerprint: wrong}})
 
 
 @pytest.mark.parametrize(

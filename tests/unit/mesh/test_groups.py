@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshllm.mesh import groups as plan
-from meshllm.mesh.announcement import Announcement, ModelInfo, ProjectorInfo, Role, Serving
-from meshllm.mesh.groups import MAX_RTT_MS, Placement, StageStatus, needed_bytes
+from meshllm.mesh.announcement import Announcement, ModelInfo, Need, ProjectorInfo, Role, Serving
+from meshllm.mesh.groups import MAX_RTT_MS, MAX_STAGES, Placement, StageStatus, needed_bytes
 from meshllm.mesh.placement import place_models
 
 GB = 10**9
@@ -39,7 +39,7 @@ def place_model(model: ModelInfo, mesh: dict[str, Announcement]) -> Placement:
 
 def test_waits_until_the_memory_suffices() -> None:
     waiting = place_model(BIG, view(node(1, 51.5)))
-    assert not waiting.groups and waiting.need_bytes == 55 * GB and waiting.have_bytes == 51.5 * GB
+    assert not waiting.groups and waiting.need_bytes == 55 * GB and waiting.have_bytes == (51.5 * GB,)
     both = place_model(BIG, view(node(1, 51.5), node(2, 103, {1: 5.0}), node(3, 4, {2: 1.0})))
     assert [g.host for g in both.groups] == [node_id(2)] and both.groups[0].stages == ()
 
@@ -58,12 +58,44 @@ def test_the_host_needs_memory_for_its_projector_too() -> None:
     projectors = {BIG.fingerprint: ProjectorInfo("ef" * 32, 2 * GB)}
     assert place_model(BIG, view(node(1, 56))).groups
     waiting = place_model(BIG, view(node(1, 56, projectors=projectors)))
-    assert not waiting.groups and waiting.have_bytes == round(53.8 * GB)
+    assert not waiting.groups and waiting.need_bytes == round(57.2 * GB)
     group = place_model(BIG, view(node(1, 56, projectors=projectors), node(2, 10, {1: 1.0}))).groups[0]
     assert (group.host, group.stages) == (node_id(1), (node_id(2),))
     assert [round(share, 3) for share in group.shares] == [0.157, 0.843]  # 10 and 53.8
     blind = place_model(BIG, view(node(1, 56, projectors=projectors), node(2, 56, {1: 1.0})))
     assert [g.host for g in blind.groups] == [node_id(2)]
+
+
+NEED = Need(4096, 50 * GB, 2 * GB, 5 * GB)
+
+
+def test_what_the_model_takes_counts_with_its_context() -> None:
+    needs = {BIG.fingerprint: NEED}
+    assert place_model(BIG, view(node(1, 55, needs=needs))).groups
+    waiting = place_model(BIG, view(node(1, 30, needs=needs), node(2, 26, {1: 1.0})))
+    assert not waiting.groups
+    assert (waiting.need_bytes, waiting.have_bytes) == (57 * GB, (26 * GB, 30 * GB))
+    group = place_model(BIG, view(node(1, 30, needs=needs), node(2, 27, {1: 1.0}))).groups[0]
+    assert group.shares == (0.5, 0.5)  # 25 for layers on each
+    small = place_model(BIG, view(node(1, 54, needs=needs), node(2, 2, {1: 1.0})))
+    assert small.reasons[node_id(2)] is StageStatus.NO_MEMORY
+    assert not place_model(BIG, view(node(1, 5, needs=needs), node(2, 1, needs=needs))).have_bytes
+
+
+def test_a_node_that_has_not_measured_the_model_believes_the_others() -> None:
+    fetches = node(2, 54, {1: 1.0}, models=(), fetches=True)
+    mesh = view(node(1, 30, needs={BIG.fingerprint: NEED}), fetches)
+    assert plan.need_of(fetches, BIG, mesh) == NEED and not plan.fits_alone(fetches, BIG, mesh)
+    assert plan.need_of(fetches, BIG, view(fetches)).alone_bytes == 55 * GB
+
+
+def test_no_more_stages_than_ggml_takes() -> None:
+    nodes = [node(1, 10), *(node(i, 3, {1: 1.0}) for i in range(2, 21))]
+    assert not place_model(BIG, view(*nodes)).groups
+    forced = [node(1, 60, split=True), *(node(i, 3, {1: 1.0}) for i in range(2, 21))]
+    placed = place_model(BIG, view(*forced))
+    assert len(placed.groups[0].stages) == MAX_STAGES
+    assert list(placed.reasons.values()).count(StageStatus.NOT_NEEDED) == 19 - MAX_STAGES
 
 
 def test_two_nodes_with_a_small_model_are_two_servers() -> None:

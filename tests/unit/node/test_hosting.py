@@ -20,8 +20,8 @@ from meshllm.tasks import Changes
 
 ME, PEER = "a" * 64, "b" * 64
 MODEL, OTHER = ModelInfo("m", "e" * 64, 1000, 4), ModelInfo("other", "f" * 64, 1000, 4)
-ALONE, ALONE_OTHER = (Group(model, ME, (), (1.0,), 5000) for model in (MODEL, OTHER))
-WITH_PEER = Group(MODEL, ME, (PEER,), (0.5, 0.5), 5000)
+ALONE, ALONE_OTHER = (Group(model, ME, (), (1.0,), (5000,)) for model in (MODEL, OTHER))
+WITH_PEER = Group(MODEL, ME, (PEER,), (0.5, 0.5), (2500, 2500))
 
 
 class FakeMesh:

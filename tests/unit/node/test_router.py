@@ -14,7 +14,7 @@ import pytest
 from meshllm.api.proxy import MODEL_HEADER
 from meshllm.api.routing import Load, RequestInfo
 from meshllm.errors import UnknownModelError, WrongModelError
-from meshllm.mesh.announcement import Announcement, Capability, ModelInfo, ProjectorInfo, Serving
+from meshllm.mesh.announcement import Announcement, Capability, ModelInfo, Need, ProjectorInfo, Serving
 from meshllm.mesh.groups import Group, Placement, StageStatus
 from meshllm.node.router import LocalTarget, Router
 from meshllm.quic.transport import StreamKind
@@ -153,7 +153,8 @@ def test_a_request_is_held_until_a_host_is_ready() -> None:
     async def main() -> None:
         mesh = FakeMesh()
         router = make(mesh)
-        router.update([Placement(SMALL, (Group(SMALL, NEAR, (), (1.0,), 1),), 1, 1, {NEAR: StageStatus.HOST})])
+        group = Group(SMALL, NEAR, (), (1.0,), (1,))
+        router.update([Placement(SMALL, (group,), Need(0, 1, 0, 0), (1,), {NEAR: StageStatus.HOST})])
         asking = asyncio.create_task(router.acquire(RequestInfo("small"), 30.0, True))
         mesh.host(NEAR, SMALL, ready=False)
         for _ in range(5):
@@ -170,10 +171,10 @@ def test_a_request_is_held_until_a_host_is_ready() -> None:
 
 def test_a_model_that_waits_for_memory_is_refused_at_once() -> None:
     router = make(FakeMesh())
-    router.update([Placement(BIG, (), 10 * 10**9, 2 * 10**9, {ME: StageStatus.NO_MEMORY})])
+    router.update([Placement(BIG, (), Need(0, 10 * 10**9, 0, 0), (2 * 10**9,), {ME: StageStatus.NO_MEMORY})])
     assert asyncio.run(router.acquire(RequestInfo("big"), 60.0, True)) is None
     assert router.reason_for(RequestInfo("big")) == "Waiting for more peers: need 10.0 GB, have 2.0 GB"
-    router.update([Placement(BIG, (), 10 * 10**9, 2 * 10**9, {ME: StageStatus.FETCHING})])
+    router.update([Placement(BIG, (), Need(0, 10 * 10**9, 0, 0), (2 * 10**9,), {ME: StageStatus.FETCHING})])
     assert router.reason_for(RequestInfo("big")) == "the model is on its way to a machine that will serve it"
 
 

@@ -12,6 +12,7 @@ from support.processes import smollm2
 
 from meshllm import rpc
 from meshllm.errors import EngineError, NotOnDiskError
+from meshllm.node import worker as worker_module
 from meshllm.node.worker import Worker, WorkerConfig
 
 GB = 10**9
@@ -60,9 +61,16 @@ def test_the_users_cap_and_draft_count() -> None:
 
 def test_the_device_that_the_user_names() -> None:
     worker = make(device="CPU")
-    assert worker.device_name() == "A processor" and worker.memory_bytes() == int(64 * GB * 0.9)
+    assert worker.device_name() == "A processor"
     with pytest.raises(EngineError, match="no device CUDA7; there are: CUDA0, CUDA1, CPU"):
         make(device="CUDA7").device_name()
+
+
+def test_of_ram_only_what_is_available_is_lent(monkeypatch: pytest.MonkeyPatch) -> None:
+    for available, lent in ((500 * GB, 64 * GB), (8 * GB, 8 * GB)):
+        monkeypatch.setattr(worker_module, "available_ram", lambda available=available: available)
+        assert make(device="CPU").memory_bytes() == int(lent * 0.9)
+    assert make().memory_bytes() == int((10 + 24) * GB * 0.9)
 
 
 def test_without_a_gpu_the_processor_is_lent(monkeypatch: pytest.MonkeyPatch) -> None:
