@@ -13,6 +13,7 @@ from meshllm.cli.completion import completion
 from meshllm.cli.device_server import device_server
 from meshllm.cli.download import download
 from meshllm.cli.drop import drop
+from meshllm.cli.plan import plan
 from meshllm.cli.serve import serve
 from meshllm.cli.status import status
 from meshllm.cli.token import token
@@ -69,5 +70,5 @@ def main() -> None:
     """
 
 
-for command in (agents, completion, device_server, download, drop, serve, status, token):
+for command in (agents, completion, device_server, download, drop, plan, serve, status, token):
     main.add_command(command)

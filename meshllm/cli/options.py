@@ -73,6 +73,22 @@ threads = partial(
     metavar="N",
     help="CPU threads that compute for other machines; default: one per core.",
 )
+ctx = partial(
+    option,
+    "--ctx",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Tokens of context; default: as many as fit, up to the model's own.",
+)
+min_ctx = partial(
+    option,
+    "--min-ctx",
+    type=click.IntRange(min=1),
+    default=4096,
+    show_default=True,
+    metavar="N",
+    help="Do not serve a model with less context than this, unless its own is shorter.",
+)
 max_vram = partial(
     option,
     "--max-vram",

@@ -11,7 +11,19 @@ from typing import Any
 
 import click
 
-from meshllm.cli.options import PORT, Command, ServeConfig, is_loopback, max_vram, option, parse_split, port, threads
+from meshllm.cli.options import (
+    PORT,
+    Command,
+    ServeConfig,
+    ctx,
+    is_loopback,
+    max_vram,
+    min_ctx,
+    option,
+    parse_split,
+    port,
+    threads,
+)
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _EXAMPLES = """\b
@@ -112,20 +124,8 @@ _engine = partial(option, group="Engine")
 @_engine("--device", metavar="NAME", help="Device to use, such as CUDA0; default: all GPUs, or else the CPU.")
 @max_vram(group="Engine")
 @threads(group="Engine")
-@_engine(
-    "--ctx",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Tokens of context; default: the model's own, or as many as fit when it is split.",
-)
-@_engine(
-    "--min-ctx",
-    type=click.IntRange(min=1),
-    default=4096,
-    show_default=True,
-    metavar="N",
-    help="Do not serve a split model with less context than this, unless its own is shorter.",
-)
+@ctx(group="Engine")
+@min_ctx(group="Engine")
 @_engine(
     "--bin-dir",
     type=click.Path(path_type=Path, file_okay=False),

@@ -6,7 +6,7 @@ Layers are whole and shared by bytes, so that all devices are filled to the same
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from meshllm.engine.memory import ModelMemory
 from meshllm.mesh.announcement import Need
@@ -45,9 +45,13 @@ def best_fit(
 
 
 def what_fits(memory: ModelMemory, stages_bytes: Sequence[int], host_bytes: int, host_min: int = 0) -> int:
-    """The longest context, of whatever length; 0 if the model does not fit at all."""
-    found = best_fit(replace(memory, n_ctx=0), stages_bytes, host_bytes, _STEP, host_min)
-    return found.n_ctx if found else 0
+    """The longest context, of whatever length, with which the mesh would serve the model; 0 if there is none."""
+    low, high = 0, memory.n_ctx_train // _STEP
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = need(memory, middle * _STEP, host_min).fits(stages_bytes, host_bytes)
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return low * _STEP
 
 
 def need(memory: ModelMemory, n_ctx: int, host_min: int = 0) -> Need:
@@ -73,19 +77,31 @@ def fit_layers(
     memory: ModelMemory, n_ctx: int, stages_bytes: Sequence[int], host_bytes: int, host_min: int = 0
 ) -> Fit | None:
     """At least one layer for each stage. All are filled to the smallest part of their memory that suffices."""
-    for part in range(1, _PARTS + 1):
-        layers, first = [], 0
-        n_split = len(memory.layers) - host_min
-        for i, free in enumerate(stages_bytes):
-            left = n_split - first - (len(stages_bytes) - 1 - i)
-            n = _most_layers(memory, first, left, n_ctx, free * part // _PARTS)
-            layers.append(n)
-            first += n
-        rest = len(memory.layers) - first
-        at_host = memory.host_bytes(rest, n_ctx, alone=not stages_bytes)
-        if all(layers) and at_host <= host_bytes * part // _PARTS:
-            return _as_fit(memory, n_ctx, [*layers, rest])
-    return None
+    best = _filled(memory, n_ctx, stages_bytes, host_bytes, host_min)
+    low, high = 1, _PARTS  # `best` fills the part `high`
+    while best and low < high:
+        part = (low + high) // 2
+        stages = [free * part // _PARTS for free in stages_bytes]
+        if found := _filled(memory, n_ctx, stages, host_bytes * part // _PARTS, host_min):
+            high, best = part, found
+        else:
+            low = part + 1
+    return best
+
+
+def _filled(memory: ModelMemory, n_ctx: int, stages_bytes: Sequence[int], host_bytes: int, host_min: int) -> Fit | None:
+    """Each stage takes what it can, and the host the rest."""
+    layers: list[int] = []
+    sizes: list[int] = []
+    first, n_split = 0, len(memory.layers) - host_min
+    for i, free in enumerate(stages_bytes):
+        n = _most_layers(memory, first, n_split - first - (len(stages_bytes) - 1 - i), n_ctx, free)
+        layers.append(n)
+        sizes.append(memory.stage_bytes(first, n, n_ctx))
+        first += n
+    rest = len(memory.layers) - first
+    at_host = memory.host_bytes(rest, n_ctx, alone=not stages_bytes)
+    return Fit(n_ctx, (*layers, rest), (*sizes, at_host)) if all(layers) and at_host <= host_bytes else None
 
 
 def _most_layers(memory: ModelMemory, first: int, limit: int, n_ctx: int, free: int) -> int:
@@ -94,12 +110,3 @@ def _most_layers(memory: ModelMemory, first: int, limit: int, n_ctx: int, free: 
         middle = (low + high + 1) // 2
         low, high = (middle, high) if memory.stage_bytes(first, middle, n_ctx) <= free else (low, middle - 1)
     return low
-
-
-def _as_fit(memory: ModelMemory, n_ctx: int, layers: Sequence[int]) -> Fit:
-    sizes, first = [], 0
-    for n in layers[:-1]:
-        sizes.append(memory.stage_bytes(first, n, n_ctx))
-        first += n
-    at_host = memory.host_bytes(layers[-1], n_ctx, alone=len(layers) == 1)
-    return Fit(n_ctx, tuple(layers), (*sizes, at_host))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, field
 from typing import Any, TypeVar
 
@@ -68,6 +68,10 @@ class Need:
     @property
     def alone_bytes(self) -> int:
         return self.layers_bytes + self.host_bytes
+
+    def fits(self, stages_bytes: Sequence[int], host_bytes: int) -> bool:
+        spare = [host_bytes - self.host_bytes, *(n - self.stage_bytes for n in stages_bytes)]
+        return min(spare) > 0 and sum(spare) >= self.layers_bytes
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 _SETTLE_S = 0.3  # changes that come together are acted on once
 _JOIN_SETTLE_S = 1.0  # before a joiner's first placement: it learns who is there, and how far away
 _UPKEEP_S = 5.0
+_MEMORY_STEP = 0.1  # of what was announced: smaller changes are not worth another plan
 _KEPT_ADDRESSES = 3  # of each member, for the next start: its best ones
 _KEPT_PEERS = 64
 
@@ -194,6 +195,16 @@ class Node:
             rates = self.router.rates.per_minute(time.monotonic())
             if differ(self._mesh.me.requests_per_min, rates):
                 self._mesh.announce(replace(self._mesh.me, requests_per_min=rates))
+            self._announce_memory()
+
+    def _announce_memory(self) -> None:
+        """Other programs take and free it. What runs here takes some too: then the old figure stands."""
+        nodes = self._mesh.membership.present().values()
+        if self._worker is None or any(self._self_id in (n.node_id, *s.stages) for n in nodes for s in n.serving):
+            return
+        now, told = self._worker.memory_bytes(), self._mesh.me.memory_bytes
+        if abs(now - told) > _MEMORY_STEP * told:
+            self._mesh.announce(replace(self._mesh.me, memory_bytes=now))
 
     def _remember(self) -> None:
         """The mesh's secret, where its members are, and which tokens are revoked."""

@@ -1,39 +1,14 @@
+"""Which context and which layers: facts, and properties over random models and machines."""
+
 from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
+from support.memories import MB, layer, memories, memory_of, models
 
-from meshllm.engine.fit import as_split, best_fit, fit_layers, what_fits
+from meshllm.engine.fit import as_split, best_fit, fit_layers, need, what_fits
 from meshllm.engine.layers import assign_layers
-from meshllm.engine.memory import LayerMemory, ModelMemory
-
-CONTEXTS = (1024, 4096, 16384, 131072, 262144)
-MB = 10**6
-
-
-def growing(at_0: int, slope: int) -> tuple[int, ...]:
-    return tuple(at_0 + slope * n for n in CONTEXTS)
-
-
-def layer(weight: int, slope: int = 0, window: int = 1 << 30, state: int = 0) -> LayerMemory:
-    return LayerMemory(weight, tuple(state or slope * min(n, window) for n in CONTEXTS))
-
-
-def model(*layers: LayerMemory, compute: int = 10 * MB, slope: int = 100, n_ctx: int = 0) -> ModelMemory:
-    sizes = growing(compute, slope)
-    return ModelMemory(CONTEXTS, layers, 50 * MB, 20 * MB, 0, MB, 0, sizes, sizes, sizes, sizes, n_ctx, 32768)
-
-
-layers = st.builds(layer, st.integers(MB, 300 * MB), st.integers(0, 9000), st.sampled_from([2048, 8192, 1 << 30]))
-states = st.builds(layer, st.integers(MB, 300 * MB), state=st.integers(1, 90 * MB))
-models = st.builds(
-    lambda each, compute, slope, n_ctx: model(*each, compute=compute, slope=slope, n_ctx=n_ctx),
-    st.lists(layers | states, min_size=6, max_size=60),
-    st.integers(0, 500 * MB),
-    st.integers(0, 5000),
-    st.sampled_from([0, 0, 300, 5000, 32768]),
-)
-memories = st.integers(50 * MB, 9000 * MB)
+from meshllm.engine.memory import ModelMemory
 
 
 @given(models, st.lists(memories, min_size=1, max_size=5), memories, st.integers(0, 3))
@@ -55,8 +30,18 @@ def test_no_device_gets_more_than_it_has(memory: ModelMemory, stages: list[int],
     assert assign_layers(len(memory.layers), split[:-1], split[-1], host_min) == list(fit.layers)
 
 
+@given(models, st.lists(memories, min_size=0, max_size=5), memories, st.integers(0, 3))
+def test_where_the_mesh_says_that_a_model_fits_it_does(
+    memory: ModelMemory, stages: list[int], host: int, host_min: int
+) -> None:
+    n_ctx = memory.least_ctx(4096)
+    takes = need(memory, n_ctx, host_min)
+    if takes.fits(stages, host) and len(stages) <= len(memory.layers) - host_min:
+        assert fit_layers(memory, n_ctx, stages, host, host_min) is not None
+
+
 def test_the_longest_context_that_fits_is_taken() -> None:
-    memory = model(*[layer(10 * MB, 1000)] * 30)
+    memory = memory_of(*[layer(10 * MB, 1000)] * 30)
     fit = best_fit(memory, [300 * MB], 300 * MB, 4096)
     assert fit is not None and 4096 < fit.n_ctx < 32768
     assert fit_layers(memory, fit.n_ctx + 256, [300 * MB], 300 * MB) is None
@@ -65,14 +50,14 @@ def test_the_longest_context_that_fits_is_taken() -> None:
 
 
 def test_what_would_fit_is_told() -> None:
-    memory = model(*[layer(10 * MB, 1000)] * 30)
+    memory = memory_of(*[layer(10 * MB, 1000)] * 30)
     assert best_fit(memory, [210 * MB], 210 * MB, 4096) is None
     assert 256 <= what_fits(memory, [210 * MB], 210 * MB) < 4096
     assert what_fits(memory, [100 * MB], 100 * MB) == 0
 
 
 def test_a_window_and_a_state_do_not_grow() -> None:
-    memory = model(layer(0, 1000, window=2048), layer(0, state=7 * MB), layer(0, 1000))
+    memory = memory_of(layer(0, 1000, window=2048), layer(0, state=7 * MB), layer(0, 1000))
     at = [[memory.layer_bytes(il, n) for n in (512, 2048, 8192, 100_000)] for il in range(3)]
     assert at[0] == [512_000, 2_048_000, 2_048_000, 2_048_000]
     assert at[1] == [7 * MB] * 4
