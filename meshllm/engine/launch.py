@@ -26,7 +26,7 @@ _STAGE_OPTIONS = ("-ngl", "999", "--fit", "off", "--cache-ram", "0")
 _N_CHECKPOINTS = 8  # a conversation; each takes host memory
 _LOCAL_RTT_S = 0.005
 # By default llama-server gives the projector, also one that the user names, to its first device, a stage: weights and
-# images would cross the network, and convolutions, which stages do not compute, would come back.
+# images would cross the network.
 _PROJECTOR_ON_HOST = ("--mmproj-device", "HOST")
 # A draft model would be spread over all devices; on the host, guessing costs no round trip.
 _DRAFT_ON_HOST = ("--spec-draft-device", "HOST")
