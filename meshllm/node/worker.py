@@ -41,6 +41,7 @@ _PROBE_TIMEOUT_S = 15.0
 _LOG_INTERVAL_S = 0.5
 _FIRST_RETRY_S, _LAST_RETRY_S = 3.0, 60.0
 _SPARE = 0.95  # of a device's memory is planned with: llama.cpp's figures are that exact
+_LESS, _LEAST_PART = 0.1, 0.6  # when that was too much after all
 
 
 @dataclass(frozen=True)
@@ -185,15 +186,19 @@ class Worker:
         `stages`: names of the peers, and the sockets that lead to their device servers. `on_change` is called when
         the state of the engine changes.
         """
-        retry_s, told = _FIRST_RETRY_S, ""
+        retry_s, told, part = _FIRST_RETRY_S, "", _SPARE
         while True:
             try:
-                spec = await self._launch_spec(group, stages)
+                spec = await self._launch_spec(group, stages, part)
                 self.engine = Engine(spec, self.emit, self._progress, self._log, on_change)
                 await self.engine.run()
             except MeshLlmError as error:
                 if not group.stages:
                     raise
+                if "out of memory" in str(error) and part > _LEAST_PART and not group.by_hand:  # less than it said
+                    part -= _LESS
+                    self.emit(f"{error}; trying to do with {part:.0%} of all devices' memory")
+                    continue
                 if str(error) != told:
                     told, retry_s = str(error), _FIRST_RETRY_S
                     self.emit(f"{told}; trying again now and then")
@@ -203,7 +208,8 @@ class Worker:
             await asyncio.sleep(retry_s)
             retry_s = min(2 * retry_s, _LAST_RETRY_S)
 
-    async def _launch_spec(self, group: Group, stages: Sequence[tuple[str, Path]]) -> LaunchSpec:
+    async def _launch_spec(self, group: Group, stages: Sequence[tuple[str, Path]], part: float) -> LaunchSpec:
+        """Raises EngineError if it does not fit into this part of each device's memory."""
         model = self._store.models.get(group.model.fingerprint)
         if model is None:
             raise EngineError(f"{group.model.name} is no longer on this machine's disk")
@@ -226,17 +232,17 @@ class Worker:
         stages_bytes: list[int] = []
         for server, lent in zip(servers, group.memory, strict=False):
             free = [device.memory_free for device in server.info.devices]
-            stages_bytes += [int(min(n * _SPARE, lent * n / max(sum(free), 1))) for n in free]
-        fit = await asyncio.to_thread(self._fit, spec, stages_bytes)
+            stages_bytes += [int(part * min(n, lent / _SPARE * n / max(sum(free), 1))) for n in free]
+        here = int(part * (self._free_bytes() - self._drafting.size_bytes))
+        fit = await asyncio.to_thread(self._fit, spec, stages_bytes, here)
         if servers:
             spec = make_launch_spec(model, self._binaries, servers, as_split(fit.layers), *args)
         return replace(spec, n_ctx=fit.n_ctx)
 
-    def _fit(self, spec: LaunchSpec, stages: Sequence[int]) -> Fit:
+    def _fit(self, spec: LaunchSpec, stages: Sequence[int], here: int) -> Fit:
         """The context and the layers of each device. Raises EngineError, which says what would fit."""
         model = spec.model
         memory = self._measure(model)
-        here = int((self._free_bytes() - self._drafting.size_bytes) * _SPARE)
         fit = best_fit(memory, stages, here, self._config.min_ctx, model.n_nextn)
         if fit is None:
             wanted = memory.least_ctx(self._config.min_ctx)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support import adapters
+from support.memories import MB, layer, memory_of
 from support.processes import smollm2
 
 from meshllm import rpc
+from meshllm.engine import LaunchSpec
 from meshllm.errors import EngineError, NotOnDiskError
+from meshllm.mesh.groups import Group
 from meshllm.node import worker as worker_module
 from meshllm.node.worker import Worker, WorkerConfig
 
@@ -114,3 +118,35 @@ def test_without_a_server_and_an_engine_it_is_quiet() -> None:
     worker = make()
     assert worker.server_counters() == {} and not worker.ready
     assert worker.ggml_version.startswith("ggml ")
+
+
+def test_a_machine_that_has_less_than_it_said_is_asked_for_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    contexts: list[int] = []
+    lines: list[str] = []
+
+    class TooLarge:
+        """An engine that gets ready with less than 20,000 tokens."""
+
+        def __init__(self, spec: LaunchSpec, *_args: object) -> None:
+            contexts.append(spec.n_ctx)
+            assert [stage.n_layers for stage in spec.stages] and spec.host_layers
+
+        async def run(self) -> None:
+            if contexts[-1] > 20_000:
+                raise EngineError("cannot serve it: mesh-llm: peer (STAGE0) is out of memory: 96 MiB more are needed")
+            raise asyncio.CancelledError
+
+    memory = memory_of(*[layer(10 * MB, 1000)] * 30)
+    peer = rpc.ServerInfo("mesh", (rpc.DeviceInfo("CPU", "its CPU", "CPU", GB, GB),), frozenset(), 0.001)
+    monkeypatch.setattr(rpc, "list_devices", lambda: [rpc.DeviceInfo("CPU", "here", "CPU", GB // 2, GB // 2)])
+    monkeypatch.setattr(rpc, "probe", lambda *_args: peer)
+    monkeypatch.setattr(worker_module, "Engine", TooLarge)
+    monkeypatch.setattr(worker_module, "measure", lambda *_args: memory)
+    worker = make(models=("A-Q4_0",))
+    worker.emit = lines.append
+    group = Group(worker.named[0], "h", ("p",), (0.5, 0.5), (GB // 2, GB // 2))
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(worker.serve(group, [("peer", Path("/nowhere/peer.sock"))], lambda: None))
+    assert contexts == sorted(contexts, reverse=True) and len(set(contexts)) == len(contexts) > 1
+    told = [line for line in lines if "out of memory" in line]
+    assert len(told) == len(contexts) - 1 and told[0].endswith("trying to do with 85% of all devices' memory")
