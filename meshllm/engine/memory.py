@@ -41,7 +41,7 @@ class ModelMemory:
     layers: tuple[LayerMemory, ...]
     embedding_bytes: int  # in the host's RAM
     output_bytes: int  # on the host's device
-    tied_bytes: int  # there too if it is a GPU, when the embedding is also the output layer
+    tied_bytes: int  # there too, when the embedding is also the output layer; a CPU reads the one in RAM
     logits_bytes: int
     projector_bytes: int
     stage_compute_bytes: tuple[int, ...]
@@ -72,11 +72,11 @@ class ModelMemory:
         return layers + self._at(self.stage_compute_bytes, n_ctx)
 
     def host_bytes(self, n_layers: int, n_ctx: int, alone: bool = False) -> int:
-        """On the host with the last layers; output layer, logits and projector are its own. Without the embedding,
-        which llama.cpp maps from the file."""
+        """On the host with the last layers; output layer, logits and projector are its own. Without an embedding of
+        which only rows are read, from the file."""
         n = len(self.layers)
         layers = sum(self.layer_bytes(il, n_ctx) for il in range(n - n_layers, n))
-        own = self.output_bytes + self.logits_bytes + self.projector_bytes
+        own = self.output_bytes + self.tied_bytes + self.logits_bytes + self.projector_bytes
         with_stages = self.host_compute_bytes if n_layers else self.output_compute_bytes
         compute = self._at(self.cpu_compute_bytes if alone else with_stages, n_ctx)
         return layers + own + compute

@@ -233,7 +233,8 @@ class Worker:
         for server, lent in zip(servers, group.memory, strict=False):
             free = [device.memory_free for device in server.info.devices]
             stages_bytes += [int(part * min(n, lent / _SPARE * n / max(sum(free), 1))) for n in free]
-        here = int(part * (self._free_bytes() - self._drafting.size_bytes))
+        free_here = self._free_bytes() - self._drafting.size_bytes
+        here = int(part * min(free_here, group.memory[-1] / _SPARE))
         fit = await asyncio.to_thread(self._fit, spec, stages_bytes, here)
         if servers:
             spec = make_launch_spec(model, self._binaries, servers, as_split(fit.layers), *args)

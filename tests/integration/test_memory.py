@@ -54,10 +54,11 @@ def compare(memory: ModelMemory, model: Path, alone: Engine, split: Engine, n_ct
         first += n
     own = memory.embedding_bytes + memory.output_bytes
     near(sum(held[first:]) - sum(weights[first:]), sizes["CPU"]["state"], "HOST")
-    host = memory.host_bytes(layers[-1], n_ctx) - memory.output_bytes - sum(held[first:])
+    output = memory.output_bytes + memory.tied_bytes
+    host = memory.host_bytes(layers[-1], n_ctx) - output - sum(held[first:])
     compare_compute(host, sizes["CPU"]["compute"], "HOST computes")
     whole, cpu = memory.host_bytes(loaded.n_layers, n_ctx, alone=True), taken(alone)["CPU"]
-    near(whole - memory.output_bytes - sum(weights), cpu["state"] + cpu["compute"], "alone")
+    near(whole - output - sum(weights), cpu["state"] + cpu["compute"], "alone")
     near(own + sum(weights), sum(tensor.size for tensor in loaded.info.tensors), "weights")
 
 
