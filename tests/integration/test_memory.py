@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from support.engines import Engine, plain_and_split
+from support.engines import Engine, plain_and_split, taken
 from support.processes import ENGINE
 
 from meshllm.engine.layers import assign_layers
@@ -16,18 +14,7 @@ from meshllm.engine.memory import ModelMemory, measure
 from meshllm.errors import EngineError
 from meshllm.models.store import load_model
 
-_BUFFER = re.compile(r": +(\S+) +(model|KV|RS|compute|output) buffer size = +([\d.]+) MiB")
 _TOLERANCE = 0.05
-TINY = ("gemma3-dense", "gpt-oss-moe", "qwen35-dense", "falcon-h1-dense", "mamba2-dense", "deepseek2-moe")
-
-
-def taken(engine: Engine) -> dict[str, Counter[str]]:
-    """Bytes by device: `state` and `compute`, and `model` on stages, which map no file."""
-    sizes: dict[str, Counter[str]] = {}
-    for device, kind, size in _BUFFER.findall(engine.process.output()):
-        kind = {"KV": "state", "RS": "state", "output": "compute"}.get(kind, kind)
-        sizes.setdefault(device, Counter())[kind] += round(float(size) * 2**20)
-    return sizes
 
 
 def near(predicted: int, real: int, what: str) -> None:
@@ -84,20 +71,12 @@ def test_sliding_windows_of_a_real_model(other_model: Path, tmp_path: Path) -> N
         compare(memory, other_model, alone, split, 4096)
 
 
-@pytest.mark.parametrize("name", TINY)
-def test_states_windows_and_experts(tiny: Path, tmp_path: Path, name: str) -> None:
-    model = tiny / f"{name}.gguf"
+@pytest.mark.parametrize("i", range(6))
+def test_states_windows_and_experts(tiny_models: list[Path], tmp_path: Path, i: int) -> None:
+    model = tiny_models[i]
     memory = measure(ENGINE / "mesh-llm-measure", ["--model", str(model)], "test")
     with plain_and_split(model, tmp_path) as (alone, split):
         compare(memory, model, alone, split, 4096, exact=False)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    names = "|".join(name.rsplit("-", 1)[0] for name in TINY)
-    subprocess.run([ENGINE / "test-archs", "-a", f"^({names})$", "-o", folder], check=True, capture_output=True)
-    return folder
 
 
 def test_a_broken_file_is_told(tmp_path: Path) -> None:

@@ -57,6 +57,14 @@ ONCE_CRASHED: tuple[tuple[str, ...], ...]
 ONCE_CRASHED = (("-b", "STAGE0", "-a", "^(llada|llada-moe|dream|rnd1|hy_v4)$"), ("--others",))
 
 
+def tiny_models(folder: Path, *names: str) -> list[Path]:
+    """NAME.gguf for each, such as qwen35-dense: random weights in two layers, by llama.cpp's test of architectures."""
+    regex = "|".join(name.rsplit("-", 1)[0] for name in names)
+    command = [str(ENGINE / "test-archs"), "-o", str(folder), "-s", "1", "-a", f"^({regex})$"]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    return [folder / f"{name}.gguf" for name in names]
+
+
 def main(regex: str = ".*", seed: str = "1") -> int:
     """Prints everything; the exit status."""
     forms: list[tuple[str, tuple[str, ...], bool]] = [

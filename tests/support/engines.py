@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,6 +15,8 @@ from meshllm.engine.counters import COUNTERS_FILE_BYTES, read_counters
 from meshllm.engine.launch import LaunchSpec, StageAddress, StageServer, make_launch_spec
 from meshllm.models.store import load_model
 from support.processes import Api, Process, backend_environment, eventually, free_port
+
+_BUFFER = re.compile(r": +(\S+) +(model|KV|RS|compute|output) buffer size = +([\d.]+) MiB")
 
 
 @dataclass(frozen=True)
@@ -72,3 +76,12 @@ def plain_and_split(
         alone = stack.enter_context(engine(model, folder, options))
         addresses = [server.address for server in servers]
         yield alone, stack.enter_context(engine(model, folder, [*options, *split_options], addresses, (1, 1, 1)))
+
+
+def taken(engine: Engine) -> dict[str, Counter[str]]:
+    """Bytes by device: `state` and `compute`, and `model` on stages, which map no file."""
+    sizes: dict[str, Counter[str]] = {}
+    for device, kind, size in _BUFFER.findall(engine.process.output()):
+        kind = {"KV": "state", "RS": "state", "output": "compute"}.get(kind, kind)
+        sizes.setdefault(device, Counter())[kind] += round(float(size) * 2**20)
+    return sizes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 import gguf
 import numpy as np
 
+from support import archs
 from support.cut import written
-from support.processes import ENGINE
 
 # What a block adds to the residual stream: with twice as much, the next token follows less from the present one alone,
 # which is all that the head reads, and some of what it guesses is wrong.
@@ -20,11 +19,8 @@ _HEAD = 32  # width of an attention head of the drafts
 
 
 def tiny_models(folder: Path, *names: str) -> list[Path]:
-    """NAME-mtp.gguf for each: random weights in two layers, by llama.cpp's test of architectures, and a NextN layer."""
-    regex = "|".join(name.rsplit("-", 1)[0] for name in names)
-    command = [str(ENGINE / "test-archs"), "-o", str(folder), "-s", "1", "-a", f"^({regex})$"]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
-    return [with_heads(folder / f"{name}.gguf", folder / f"{name}-mtp.gguf") for name in names]
+    """NAME-mtp.gguf for each: as of archs.tiny_models, and a NextN layer."""
+    return [with_heads(path, path.with_stem(f"{path.stem}-mtp")) for path in archs.tiny_models(folder, *names)]
 
 
 def with_heads(source: Path, target: Path, n_heads: int = 1, gain: float = 2) -> Path:
