@@ -62,9 +62,12 @@ size_t alignment(ggml_backend_buffer_type_t /*type*/) {
     return ggml_backend_buft_get_alignment(ggml_backend_cpu_buffer_type());
 }
 
-size_t alloc_size(ggml_backend_buffer_type_t /*type*/, const ggml_tensor * tensor) {
+size_t alloc_size(ggml_backend_buffer_type_t type, const ggml_tensor * tensor) {
     const size_t size = ggml_backend_buft_get_alloc_size(ggml_backend_cpu_buffer_type(), tensor);
     const std::string name = tensor->name;
+    if (tensor->buffer != nullptr && tensor->buffer->buft != type) {
+        return size; // it lies elsewhere: the graph's allocator asks the first device for it all the same
+    }
     if (name.rfind("blk.", 0) == 0 || name.rfind("cache_", 0) == 0 || name.rfind("output", 0) == 0 ||
         name.rfind("token_embd", 0) == 0) {
         sizes[name] = size;

@@ -31,11 +31,11 @@ using nlohmann::json;
 // only what grows with the context grows.
 const std::vector<uint32_t> contexts = {1024, 4096, 16384, 131072, 262144};
 
-std::string last_error;
+std::string first_error; // later ones follow from it
 
 void keep_error(ggml_log_level level, const char * text, void * /*user_data*/) {
-    if (level == GGML_LOG_LEVEL_ERROR) {
-        last_error = text;
+    if (level == GGML_LOG_LEVEL_ERROR && first_error.empty()) {
+        first_error = text;
     }
 }
 
@@ -97,7 +97,7 @@ void plan(const common_params & params, std::vector<ggml_backend_dev_t> devices,
     const std::unique_ptr<llama_model, decltype(&llama_model_free)> model(
         llama_model_load_from_file(params.model.path.c_str(), model_params), llama_model_free);
     if (!model) {
-        throw std::runtime_error(last_error.empty() ? "llama.cpp cannot load the model" : last_error);
+        throw std::runtime_error(first_error.empty() ? "llama.cpp cannot load the model" : first_error);
     }
     auto context_params = common_context_params_to_llama(params);
     for (const uint32_t n_ctx : contexts) {
@@ -106,7 +106,7 @@ void plan(const common_params & params, std::vector<ggml_backend_dev_t> devices,
         const std::unique_ptr<llama_context, decltype(&llama_free)> context(
             llama_init_from_model(model.get(), context_params), llama_free);
         if (!context) {
-            throw std::runtime_error(last_error.empty() ? "llama.cpp cannot make a context" : last_error);
+            throw std::runtime_error(first_error.empty() ? "llama.cpp cannot make a context" : first_error);
         }
         visit(model.get(), context.get());
     }

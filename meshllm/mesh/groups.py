@@ -138,7 +138,8 @@ def _split(
     owners = [i for i, need in needs.items() if workers[i].memory_bytes > need.host_bytes]
     if not owners:
         need = max(needs.values(), key=astuple, default=None) or need_of(next(iter(view.values())), model, view)
-        return Placement(model, (), need, (), {i: _idle_status(n, model, view) for i, n in workers.items()})
+        have = tuple(sorted(workers[i].memory_bytes for i in needs)[-1:])
+        return Placement(model, (), need, have, {i: _idle_status(n, model, view) for i, n in workers.items()})
     host = _elect(owners, workers, model, needs, force)
     need, running = needs[host], _running(workers[host], model)
     reasons = _reasons(model, workers, workers[host], running, need)

@@ -310,7 +310,7 @@ class Node:
         mine = placement.group_of(self._self_id)
         if not placement.groups:
             line = waiting_line(placement, self.router.placements)
-            if self._worker and placement.reasons.get(self._self_id) is StageStatus.HOST:
+            if self._worker and has_model(self._mesh.me, model):
                 line += self._worker.what_fits(placement)
         elif mine:
             line = f"Elected as host ({in_gb(mine.memory_bytes)} available for a {in_gb(model.size_bytes)} model)"

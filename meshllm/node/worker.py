@@ -220,8 +220,8 @@ class Worker:
             servers.append(StageServer(at, await asyncio.to_thread(rpc.probe, at.address, _PROBE_TIMEOUT_S)))
         shares: list[float] = []
         for server, share in zip(servers, group.shares, strict=False):
-            memory = [max(device.memory_free, 1) for device in server.info.devices]
-            shares += [share * m / sum(memory) for m in memory]
+            parts = [max(device.memory_free, 1) for device in server.info.devices]
+            shares += [share * n / sum(parts) for n in parts]
         split = [*shares, group.shares[-1]] if servers else None
         config = self._config
         speculation = await asyncio.to_thread(self._drafting.for_model, model)
@@ -235,15 +235,18 @@ class Worker:
             stages_bytes += [int(part * min(n, lent / _SPARE * n / max(sum(free), 1))) for n in free]
         free_here = self._free_bytes() - self._drafting.size_bytes
         here = int(part * min(free_here, group.memory[-1] / _SPARE))
-        fit = await asyncio.to_thread(self._fit, spec, stages_bytes, here)
+        try:
+            memory = await asyncio.to_thread(self._measure, model)
+        except EngineError:
+            return spec  # llama-server will say better what is wrong with the file
+        fit = self._fit(spec, memory, stages_bytes, here)
         if servers:
             spec = make_launch_spec(model, self._binaries, servers, as_split(fit.layers), *args)
         return replace(spec, n_ctx=fit.n_ctx)
 
-    def _fit(self, spec: LaunchSpec, stages: Sequence[int], here: int) -> Fit:
+    def _fit(self, spec: LaunchSpec, memory: ModelMemory, stages: Sequence[int], here: int) -> Fit:
         """The context and the layers of each device. Raises EngineError, which says what would fit."""
         model = spec.model
-        memory = self._measure(model)
         fit = best_fit(memory, stages, here, self._config.min_ctx, model.n_nextn)
         if fit is None:
             wanted = memory.least_ctx(self._config.min_ctx)

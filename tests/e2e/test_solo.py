@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -192,6 +193,12 @@ def test_missing_engine(model: Path, tmp_path: Path) -> None:
 
 
 def test_not_enough_memory(model: Path) -> None:
-    port = str(free_port())
-    line = fails_with("--model", str(model), "--port", port, "--", "-c", str(2**31 - 256), "--fit", "off")
-    assert "cannot serve" in line
+    """Another machine may come, or the user asks for less."""
+    with MeshLlm("--model", str(model), "--max-vram", "0.2", "--", "-c", "8192") as server:
+        output = server.wait_output("Waiting for more peers: need ")
+        found = re.search(r"with 8,192 tokens of context, have 180 MB; ([\d,]+) would fit: --ctx (\d+)", output)
+        assert found, output
+    with MeshLlm("--model", str(model), "--max-vram", "0.2", "--ctx", found[2]) as server:
+        server.ready()
+    with MeshLlm("--model", str(model), "--max-vram", "0.2", "--min-ctx", "1024") as server:
+        assert "tokens of context: " in server.ready().output()

@@ -24,6 +24,7 @@ def near(predicted: int, real: int, what: str) -> None:
 def compare(memory: ModelMemory, model: Path, alone: Engine, split: Engine, n_ctx: int, exact: bool = True) -> None:
     """Without `exact`, compute buffers may be smaller than predicted, for a device without the costliest layers."""
     loaded = load_model(model)
+    names = {tensor.name for tensor in loaded.info.tensors}
     layers = assign_layers(loaded.n_layers, [1, 1], 1, loaded.n_nextn)
     sizes = taken(split)
     assert len(memory.layers) == loaded.n_layers
@@ -40,6 +41,7 @@ def compare(memory: ModelMemory, model: Path, alone: Engine, split: Engine, n_ct
         compare_compute(memory.stage_bytes(first, n, n_ctx) - sum(held[its]), stage["compute"], f"STAGE{i} computes")
         first += n
     own = memory.embedding_bytes + memory.output_bytes
+    assert memory.tied_bytes == (0 if "output.weight" in names else memory.embedding_bytes)
     near(sum(held[first:]) - sum(weights[first:]), sizes["CPU"]["state"], "HOST")
     output = memory.output_bytes + memory.tied_bytes
     host = memory.host_bytes(layers[-1], n_ctx) - output - sum(held[first:])

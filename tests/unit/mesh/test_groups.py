@@ -79,7 +79,7 @@ def test_what_the_model_takes_counts_with_its_context() -> None:
     assert group.shares == (0.5, 0.5)  # 25 for layers on each
     small = place_model(BIG, view(node(1, 54, needs=needs), node(2, 2, {1: 1.0})))
     assert small.reasons[node_id(2)] is StageStatus.NO_MEMORY
-    assert not place_model(BIG, view(node(1, 5, needs=needs), node(2, 1, needs=needs))).have_bytes
+    assert place_model(BIG, view(node(1, 5, needs=needs), node(2, 1, needs=needs))).have_bytes == (5 * GB,)
 
 
 def test_a_node_that_has_not_measured_the_model_believes_the_others() -> None:
