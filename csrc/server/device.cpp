@@ -1,5 +1,7 @@
 #include "server/device.h"
 
+#include "server/ggml_log.h"
+
 #include <ggml-backend-impl.h>
 #include <ggml-cpu.h>
 
@@ -13,16 +15,28 @@ namespace {
 // kernel (glibc's largest M_MMAP_THRESHOLD is 32 MiB).
 constexpr uint64_t always_fresh = 64 << 20;
 
+std::string reason() {
+    const std::string error = take_ggml_error();
+    return error.empty() ? "" : ": " + error;
+}
+
 } // namespace
 
 Device::Device(ggml_backend_dev_t device, int n_threads, uint64_t memory_limit)
     : device_(device), buffer_type_(ggml_backend_dev_buffer_type(device)), n_threads_(n_threads),
       memory_limit_(memory_limit) {
-    backend_.reset(ggml_backend_dev_init(device, nullptr));
+    start();
+}
+
+void Device::start() {
+    threads_.reset();
+    backend_.reset();
+    backend_.reset(ggml_backend_dev_init(device_, nullptr));
     if (!backend_) {
-        throw std::runtime_error(std::string("ggml cannot start the device ") + ggml_backend_dev_name(device));
+        throw std::runtime_error(std::string("ggml cannot start the device ") + ggml_backend_dev_name(device_) +
+                                 reason());
     }
-    threads_ = std::make_unique<compute::CpuThreads>(backend_.get(), n_threads);
+    threads_ = std::make_unique<compute::CpuThreads>(backend_.get(), n_threads_);
 }
 
 wire::DeviceMemory Device::memory() const {
@@ -79,10 +93,24 @@ uint64_t Device::scratch_size(const ggml_cgraph * graph) const {
 
 void Device::compute(ggml_cgraph * graph) {
     executor_.run([&] {
-        if (ggml_backend_graph_compute(backend_.get(), graph) != GGML_STATUS_SUCCESS) {
-            throw std::runtime_error(std::string("the device ") + ggml_backend_dev_name(device_) +
-                                     " could not compute a graph");
+        if (!backend_) {
+            start();
         }
+        take_ggml_error(); // an earlier one
+        std::string why;
+        try {
+            if (ggml_backend_graph_compute(backend_.get(), graph) == GGML_STATUS_SUCCESS) {
+                return;
+            }
+            why = reason();
+        } catch (const std::exception & e) { // a GPU's driver, when its memory runs out
+            why = std::string(": ") + e.what();
+        }
+        // What it has begun is undone by nobody: another client's graph would meet it.
+        threads_.reset();
+        backend_.reset();
+        throw std::runtime_error(std::string("the device ") + ggml_backend_dev_name(device_) +
+                                 " could not compute a graph" + why);
     });
 }
 

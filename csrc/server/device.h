@@ -30,10 +30,13 @@ class Device {
     /// Scratch memory that ggml allocates beside the tensors while it computes the graph on a CPU; 0 for others.
     uint64_t scratch_size(const ggml_cgraph * graph) const;
 
-    /// Computes on the device's thread. Throws std::runtime_error when ggml reports a failure.
+    /// Computes on the device's thread. Throws std::runtime_error, with ggml's reason, when that fails; the next graph
+    /// then meets a new backend.
     void compute(ggml_cgraph * graph);
 
   private:
+    void start();
+
     ggml_backend_dev_t device_;
     ggml_backend_buffer_type_t buffer_type_;
     int n_threads_;

@@ -118,6 +118,15 @@ void link_sources(ggml_tensor * t, const wire::TensorDesc & d, const std::vector
     t->view_src = d.view_src == wire::none ? nullptr : earlier.at(d.view_src);
 }
 
+/// Some devices find the memory of a view by its offset, so what the client says of that must not count.
+size_t offset_in(const ggml_tensor * view, const ggml_tensor & viewed) {
+    const auto *begin = static_cast<const uint8_t *>(viewed.data), *at = static_cast<const uint8_t *>(view->data);
+    if (at < begin) {
+        throw ProtocolError(std::string("the view '") + view->name + "' begins before the tensor it views");
+    }
+    return static_cast<size_t>(at - begin);
+}
+
 void place(ggml_tensor * t, const wire::TensorDesc & d, uint32_t device, const Buffers & buffers) {
     if (d.buffer == 0) {
         return;
@@ -139,6 +148,7 @@ void place(ggml_tensor * t, const wire::TensorDesc & d, uint32_t device, const B
     }
     t->buffer = entry.buffer;
     t->data = entry.base + offset;
+    t->view_offs = t->view_src == nullptr || empty_view ? 0 : offset_in(t, *t->view_src);
 }
 
 /// Some devices keep padding or scratch space behind a tensor: it must be inside the buffer too.

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <map>
 #include <unordered_map>
 
 namespace meshllm::server {
@@ -17,15 +18,21 @@ bool is_index(Tensor t) {
     return t->type == GGML_TYPE_I32 || t->type == GGML_TYPE_I64;
 }
 
+/// Addresses of different buffers may be the same.
 struct Memory {
+    ggml_backend_buffer_t buffer;
     const uint8_t *begin, *end;
-    bool overlaps(const Memory & other) const { return begin < other.end && other.begin < end; }
-    bool holds(const Memory & other) const { return begin <= other.begin && other.end <= end; }
+    bool overlaps(const Memory & other) const {
+        return buffer == other.buffer && begin < other.end && other.begin < end;
+    }
+    bool holds(const Memory & other) const {
+        return buffer == other.buffer && begin <= other.begin && other.end <= end;
+    }
 };
 
 Memory memory_of(Tensor t) {
     const auto * data = static_cast<const uint8_t *>(t->data);
-    return {data, data + ggml_nbytes(t)};
+    return {t->buffer, data, data + ggml_nbytes(t)};
 }
 
 class IndexTracer {
@@ -113,14 +120,21 @@ class IndexTracer {
         }
     }
 
+    /// Each layer reads the same ones; reading them from a GPU waits for it.
     void add_check(Tensor ids, int64_t limit, int after) {
         require(ids->data != nullptr && is_index(ids), "indices have no memory");
-        checks_.push_back({ids, limit, after});
+        const auto [known, added] = check_of_.try_emplace({ids, after}, checks_.size());
+        if (added) {
+            checks_.push_back({ids, limit, after});
+        } else {
+            checks_[known->second].limit = std::min(checks_[known->second].limit, limit);
+        }
     }
 
     ggml_cgraph * graph_;
     std::vector<IndexCheck> & checks_;
     std::unordered_map<Tensor, int> position_;
+    std::map<std::pair<Tensor, int>, size_t> check_of_; // indices and when they are checked
 };
 
 template <class T>

@@ -10,7 +10,8 @@ namespace {
 
 /// Kernels copy rows with memcpy: source and destination must be disjoint or identical.
 void require_apart(Tensor t, Tensor a) {
-    if (t->data == nullptr || a->data == nullptr || ggml_is_empty(t)) {
+    // a GPU's driver may give all its buffers the same address
+    if (t->data == nullptr || a->data == nullptr || ggml_is_empty(t) || t->buffer != a->buffer) {
         return;
     }
     const auto *t0 = static_cast<const uint8_t *>(t->data), *a0 = static_cast<const uint8_t *>(a->data);

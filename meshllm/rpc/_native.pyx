@@ -97,19 +97,18 @@ cdef extern from *:
         return out;
     }
 
-    // ggml writes to stderr what we emit ourselves in one line
-    void silence_ggml() { ggml_log_set([](ggml_log_level, const char *, void *) {}, nullptr); }
-
     } // namespace
     """
     ctypedef struct PyObject
     PyObject * error_classes[4]
     void raise_error()
     object metadata_of(const Index &)
-    void silence_ggml()
     string fingerprint_text(const Fingerprint &)
     ModelFiles model_files(const string &, const vector[string] &)
     ServerInfoC probe_server(const string &, double) except +raise_error nogil
+
+cdef extern from "server/ggml_log.h" namespace "meshllm::server":
+    void keep_ggml_errors()
 
 cdef extern from "ggml.h":
     const char * c_ggml_version "ggml_version" ()
@@ -173,7 +172,7 @@ error_classes[0] = <PyObject *> TransportError
 error_classes[1] = <PyObject *> ProtocolError
 error_classes[2] = <PyObject *> GgufError
 error_classes[3] = <PyObject *> MeshLlmError
-silence_ggml()
+keep_ggml_errors()
 
 cdef dict _type_names = {0: "CPU", 1: "GPU", 2: "IGPU", 3: "ACCEL"}  # enum ggml_backend_dev_type
 

@@ -1,4 +1,4 @@
-"""The test programs that CMake builds with MESH_LLM_TESTS=ON: of the wire codecs, and of the rules about operators."""
+"""The test programs that CMake builds with MESH_LLM_TESTS=ON: of the wire codecs, of operators and of devices."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from support.processes import ENGINE
 
 
-@pytest.mark.parametrize("program", ["test-wire", "test-ops"])
+@pytest.mark.parametrize("program", ["test-wire", "test-ops", "test-device"])
 def test_program(program: str) -> None:
     result = subprocess.run([ENGINE / program], capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
