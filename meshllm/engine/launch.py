@@ -88,6 +88,8 @@ class LaunchSpec:
     speculation: Speculation | None = None
     n_checkpoints: int = 0  # with stages
     n_ctx: int = 0  # tokens; 0 for what llama-server chooses
+    only_device: str = ""  # that the user named; llama-server itself takes all GPUs
+    gpu_limits: tuple[str, ...] = ()  # llama-server's options of --fit, without stages
 
     @property
     def projector(self) -> Projector | None:
@@ -106,6 +108,11 @@ class LaunchSpec:
             args += ["--device", ",".join(devices), "--tensor-split", tensor_split(layers), *_STAGE_OPTIONS]
             args += ["--ctx-checkpoints", str(self.n_checkpoints)]
             args += [*_PROJECTOR_ON_HOST, *_DRAFT_ON_HOST]
+        else:
+            args += self.gpu_limits
+            if self.only_device:
+                args += ["--device", "none" if self.only_device == "CPU" else self.only_device]
+                args += ["--no-mmproj-offload"] if self.only_device == "CPU" else []
         args += ["-c", str(self.n_ctx)] if self.n_ctx else []
         args += embedding_arguments(self.model)
         if self.projector:
@@ -167,7 +174,15 @@ def make_launch_spec(
     local = all(0 < server.info.rtt_s <= _LOCAL_RTT_S for server in servers)
     n_checkpoints = _N_CHECKPOINTS if local else 0
     return LaunchSpec(
-        model, binaries, tuple(stages), layers[-1], device_name, tuple(extra_args), speculation, n_checkpoints
+        model,
+        binaries,
+        tuple(stages),
+        layers[-1],
+        device_name,
+        tuple(extra_args),
+        speculation,
+        n_checkpoints,
+        only_device=host_device or "",
     )
 
 

@@ -41,6 +41,7 @@ _PROBE_TIMEOUT_S = 15.0
 _LOG_INTERVAL_S = 0.5
 _FIRST_RETRY_S, _LAST_RETRY_S = 3.0, 60.0
 _SPARE = 0.95  # of a device's memory is planned with: llama.cpp's figures are that exact
+_FIT_MARGIN_MIB = 1024  # llama-server's own
 _LESS, _LEAST_PART = 0.1, 0.6  # when that was too much after all
 
 
@@ -227,8 +228,10 @@ class Worker:
         speculation = await asyncio.to_thread(self._drafting.for_model, model)
         args = (config.device, config.engine_args, speculation)
         spec = make_launch_spec(model, self._binaries, servers, split, *args)
-        if group.by_hand or splits_tensors(config.engine_args) or (not servers and spec.host_device != "CPU"):
-            return spec  # a GPU alone is filled by llama-server itself (--fit), with layers in RAM if need be
+        if not servers and spec.host_device != "CPU":
+            return replace(spec, gpu_limits=self._gpu_limits())
+        if group.by_hand or splits_tensors(config.engine_args):
+            return spec
         stages_bytes: list[int] = []
         for server, lent in zip(servers, group.memory, strict=False):
             free = [device.memory_free for device in server.info.devices]
@@ -243,6 +246,14 @@ class Worker:
         if servers:
             spec = make_launch_spec(model, self._binaries, servers, as_split(fit.layers), *args)
         return replace(spec, n_ctx=fit.n_ctx)
+
+    def _gpu_limits(self) -> tuple[str, ...]:
+        """llama-server itself fills GPUs, with layers in RAM if need be, but for a margin on each, in MiB."""
+        options, cap = ["--fit-ctx", str(self._config.min_ctx)], self._config.max_vram_bytes
+        if cap:
+            margins = [max(_FIT_MARGIN_MIB, (d.memory_free - cap) >> 20) for d in self._devices()]
+            options += ["--fit-target", ",".join(map(str, margins))]
+        return tuple(options)
 
     def _fit(self, spec: LaunchSpec, memory: ModelMemory, stages: Sequence[int], here: int) -> Fit:
         """The context and the layers of each device. Raises EngineError, which says what would fit."""

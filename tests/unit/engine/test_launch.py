@@ -43,11 +43,22 @@ def value_of(command: list[str], option: str) -> str:
 
 
 def test_one_machine_alone(loaded: Model) -> None:
-    spec = make(loaded, extra_args=("-c", "512"))
+    spec = make(loaded, host_device=None, extra_args=("-c", "512"))
     command = spec.command(Path("/run/engine.sock"))
     assert command[0] == "/b/llama-server" and command[-2:] == ["-c", "512"]
     assert value_of(command, "--host") == "/run/engine.sock" and value_of(command, "--alias") == loaded.name
     assert spec.host_layers == 30 and not {"--device", "--tensor-split", "--spec-type"} & set(command)
+
+
+def test_alone_on_the_device_that_the_user_names(loaded: Model) -> None:
+    for named, given in (("CPU", "none"), ("CUDA1", "CUDA1")):
+        command = make(loaded, host_device=named).command(Path("s"))
+        assert value_of(command, "--device") == given
+        assert ("--no-mmproj-offload" in command) == (named == "CPU")
+    limited = replace(make(loaded, host_device=None), gpu_limits=("--fit-target", "4096"))
+    assert value_of(limited.command(Path("s")), "--fit-target") == "4096"
+    split = replace(make(loaded, server("s", 1)), gpu_limits=("--fit-target", "4096"))
+    assert "--fit-target" not in split.command(Path("s"))
 
 
 def test_stages_share_by_their_free_memory(loaded: Model) -> None:

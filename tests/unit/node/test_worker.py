@@ -150,3 +150,9 @@ def test_a_machine_that_has_less_than_it_said_is_asked_for_less(monkeypatch: pyt
     assert contexts == sorted(contexts, reverse=True) and len(set(contexts)) == len(contexts) > 1
     told = [line for line in lines if "out of memory" in line]
     assert len(told) == len(contexts) - 1 and told[0].endswith("trying to do with 85% of all devices' memory")
+
+
+def test_a_gpu_alone_is_filled_to_the_users_cap() -> None:
+    assert make()._gpu_limits() == ("--fit-ctx", "4096")
+    assert make(min_ctx=512, max_vram_bytes=4 * GB)._gpu_limits() == ("--fit-ctx", "512", "--fit-target", "5722,34332")
+    assert make(max_vram_bytes=90 * GB)._gpu_limits()[-1] == "1024,1024"
