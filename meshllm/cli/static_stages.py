@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import socket
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 
 from meshllm import rpc
 from meshllm.api import Access, RequestInfo, Served, Upstream, make_app
@@ -14,12 +16,18 @@ from meshllm.api.routing import Load, check_capability, find_model
 from meshllm.cli.http import access_of, bind, serving, until_signal, url_of
 from meshllm.cli.options import ServeConfig
 from meshllm.cli.output import Output, open_engine_log
-from meshllm.engine import Engine, StageAddress, StageServer, find_binaries, make_launch_spec
+from meshllm.engine import Engine, LaunchSpec, StageAddress, StageServer, find_binaries, make_launch_spec
+from meshllm.engine.fit import context_of
+from meshllm.engine.launch import plan_arguments
+from meshllm.engine.memory import measure
+from meshllm.errors import EngineError
 from meshllm.mesh.engine_status import EngineStatus
 from meshllm.models.store import resolve
 from meshllm.node.drafts import Drafting
 
 _STAGE_TIMEOUT_S = 10.0
+_SPARE = 0.95  # of a device's memory is planned with
+_UNLIMITED = 1 << 60  # on the host the user decides
 
 
 class _StaticStages:
@@ -77,8 +85,21 @@ async def serve_static_stages(config: ServeConfig) -> None:
             extra_args=config.llama_args,
             speculation=speculation,
         )
+        spec = await asyncio.to_thread(_with_context, spec, servers, config)
         engine = Engine(spec, output.emit, output.progress, log_file)
         await until_signal(_run(engine, listener, access_of(config), output))
+
+
+def _with_context(spec: LaunchSpec, servers: Sequence[StageServer], config: ServeConfig) -> LaunchSpec:
+    """With the longest context for which the stages have memory; llama-server's own choice if llama.cpp cannot say."""
+    try:
+        arguments = plan_arguments(spec.model, config.llama_args)
+        memory = measure(spec.binaries.measure, arguments, spec.model.fingerprint().hex())
+    except EngineError:
+        return spec
+    free = [int(_SPARE * device.memory_free) for server in servers for device in server.info.devices]
+    layers = [*(stage.n_layers for stage in spec.stages), spec.host_layers]
+    return replace(spec, n_ctx=context_of(memory, layers, [*free, _UNLIMITED], config.min_ctx))
 
 
 async def _run(engine: Engine, listener: socket.socket, access: Access, output: Output) -> None:

@@ -5,7 +5,7 @@ Layers are whole and shared by bytes, so that all devices are filled to the same
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from meshllm.engine.memory import ModelMemory
@@ -31,27 +31,48 @@ def best_fit(
     """With the context that the user asks for, or the longest that fits, up to the model's own. None if not even
     `min_ctx` does. `host_min`: layers that only the host can have.
     """
-    own = memory.n_ctx or memory.n_ctx_train
-    floor = memory.least_ctx(min_ctx)
-    best = fit_layers(memory, floor, stages_bytes, host_bytes, host_min)
-    low, high = floor // _STEP, -(-own // _STEP)  # what fits, and the most that is wanted
-    while best and low < high:
-        middle = (low + high + 1) // 2
-        if found := fit_layers(memory, min(middle * _STEP, own), stages_bytes, host_bytes, host_min):
-            low, best = middle, found
-        else:
-            high = middle - 1
-    return best
+
+    def fitted(n_ctx: int) -> Fit | None:
+        return fit_layers(memory, n_ctx, stages_bytes, host_bytes, host_min)
+
+    most = memory.n_ctx or memory.n_ctx_train
+    n_ctx = _longest(memory.least_ctx(min_ctx), most, lambda n_ctx: fitted(n_ctx) is not None)
+    return fitted(n_ctx) if n_ctx else None
 
 
 def what_fits(memory: ModelMemory, stages_bytes: Sequence[int], host_bytes: int, host_min: int = 0) -> int:
     """The longest context, of whatever length, with which the mesh would serve the model; 0 if there is none."""
-    low, high = 0, memory.n_ctx_train // _STEP
+    return _longest(0, memory.n_ctx_train, lambda n_ctx: need(memory, n_ctx, host_min).fits(stages_bytes, host_bytes))
+
+
+def context_of(memory: ModelMemory, layers: Sequence[int], devices_bytes: Sequence[int], min_ctx: int) -> int:
+    """The longest context with these layers of each stage and, last, of the host; 0 if not even the least fits, or if
+    the user has chosen one.
+    """
+    if memory.n_ctx:
+        return 0
+
+    def fits(n_ctx: int) -> bool:
+        first = 0
+        for n, free in zip(layers[:-1], devices_bytes, strict=False):
+            if memory.stage_bytes(first, n, n_ctx) > free:
+                return False
+            first += n
+        return memory.host_bytes(layers[-1], n_ctx, alone=len(layers) == 1) <= devices_bytes[-1]
+
+    return _longest(memory.least_ctx(min_ctx), memory.n_ctx_train, fits)
+
+
+def _longest(least: int, most: int, fits: Callable[[int], bool]) -> int:
+    """`most`, or else the largest multiple of _STEP that fits, or else `least`; 0 if that does not."""
+    if fits(most):
+        return most
+    low, high = least // _STEP, most // _STEP
     while low < high:
         middle = (low + high + 1) // 2
-        fits = need(memory, middle * _STEP, host_min).fits(stages_bytes, host_bytes)
-        low, high = (middle, high) if fits else (low, middle - 1)
-    return low * _STEP
+        low, high = (middle, high) if fits(middle * _STEP) else (low, middle - 1)
+    found = max(least, low * _STEP)
+    return found if found > least or (least and fits(least)) else 0
 
 
 def need(memory: ModelMemory, n_ctx: int, host_min: int = 0) -> Need:

@@ -21,7 +21,7 @@ from meshllm.engine import (
     find_binaries,
     make_launch_spec,
 )
-from meshllm.engine.fit import MIN_CTX, Fit, as_split, best_fit, need, what_fits
+from meshllm.engine.fit import MIN_CTX, Fit, as_split, best_fit, context_of, need, what_fits
 from meshllm.engine.launch import StageAddress, plan_arguments, splits_tensors, takes_projector
 from meshllm.engine.memory import ModelMemory, measure
 from meshllm.errors import EngineError, MeshLlmError, NotOnDiskError
@@ -89,6 +89,7 @@ class Worker:
         self.sharing = Sharing(lambda: self._store.shared)
         self._server: rpc.DeviceServer | None = None
         self.engine: Engine | None = None
+        self._memories: dict[str, ModelMemory] = {}  # by fingerprint
 
     def _add(self, model: Model) -> None:
         self._store.add(model)
@@ -221,31 +222,35 @@ class Worker:
             servers.append(StageServer(at, await asyncio.to_thread(rpc.probe, at.address, _PROBE_TIMEOUT_S)))
         shares: list[float] = []
         for server, share in zip(servers, group.shares, strict=False):
-            parts = [max(device.memory_free, 1) for device in server.info.devices]
-            shares += [share * n / sum(parts) for n in parts]
+            free = [max(device.memory_free, 1) for device in server.info.devices]
+            shares += [share * n / sum(free) for n in free]
         split = [*shares, group.shares[-1]] if servers else None
-        config = self._config
         speculation = await asyncio.to_thread(self._drafting.for_model, model)
-        args = (config.device, config.engine_args, speculation)
+        args = (self._config.device, self._config.engine_args, speculation)
         spec = make_launch_spec(model, self._binaries, servers, split, *args)
         if not servers and spec.host_device != "CPU":
             return replace(spec, gpu_limits=self._gpu_limits())
-        if group.by_hand or splits_tensors(config.engine_args):
-            return spec
-        stages_bytes: list[int] = []
-        for server, lent in zip(servers, group.memory, strict=False):
-            free = [device.memory_free for device in server.info.devices]
-            stages_bytes += [int(part * min(n, lent / _SPARE * n / max(sum(free), 1))) for n in free]
-        free_here = self._free_bytes() - self._drafting.size_bytes
-        here = int(part * min(free_here, group.memory[-1] / _SPARE))
         try:
             memory = await asyncio.to_thread(self._measure, model)
         except EngineError:
             return spec  # llama-server will say better what is wrong with the file
-        fit = self._fit(spec, memory, stages_bytes, here)
+        lent = self._lent(group, servers, part)
+        if group.by_hand or splits_tensors(self._config.engine_args):
+            layers = [*(stage.n_layers for stage in spec.stages), spec.host_layers]
+            return replace(spec, n_ctx=context_of(memory, layers, lent, self._config.min_ctx))
+        fit = self._fit(spec, memory, lent)
         if servers:
             spec = make_launch_spec(model, self._binaries, servers, as_split(fit.layers), *args)
         return replace(spec, n_ctx=fit.n_ctx)
+
+    def _lent(self, group: Group, servers: Sequence[StageServer], part: float) -> list[int]:
+        """Bytes of each stage's device and, last, of this machine: no more than it has now, or has announced."""
+        lent: list[int] = []
+        for server, announced in zip(servers, group.memory, strict=False):
+            free = [device.memory_free for device in server.info.devices]
+            lent += [int(part * min(n, announced / _SPARE * n / max(sum(free), 1))) for n in free]
+        free_here = self._free_bytes() - self._drafting.size_bytes
+        return [*lent, int(part * min(free_here, group.memory[-1] / _SPARE))]
 
     def _gpu_limits(self) -> tuple[str, ...]:
         """llama-server itself fills GPUs, with layers in RAM if need be, but for a margin on each, in MiB."""
@@ -255,9 +260,10 @@ class Worker:
             options += ["--fit-target", ",".join(map(str, margins))]
         return tuple(options)
 
-    def _fit(self, spec: LaunchSpec, memory: ModelMemory, stages: Sequence[int], here: int) -> Fit:
+    def _fit(self, spec: LaunchSpec, memory: ModelMemory, lent: Sequence[int]) -> Fit:
         """The context and the layers of each device. Raises EngineError, which says what would fit."""
         model = spec.model
+        *stages, here = lent
         fit = best_fit(memory, stages, here, self._config.min_ctx, model.n_nextn)
         if fit is None:
             wanted = memory.least_ctx(self._config.min_ctx)
@@ -270,8 +276,10 @@ class Worker:
         return fit
 
     def _measure(self, model: Model) -> ModelMemory:
+        key = model.fingerprint().hex()
         arguments = plan_arguments(model, self._config.engine_args)
-        return measure(self._binaries.measure, arguments, model.fingerprint().hex())
+        self._memories[key] = measure(self._binaries.measure, arguments, key)
+        return self._memories[key]
 
     async def need(self, info: ModelInfo) -> Need:
         """What a model on disk takes with this machine as host, or a guess when llama.cpp does not say."""
@@ -285,10 +293,11 @@ class Worker:
     def what_fits(self, placement: Placement) -> str:
         """The context that would fit now on the machines of a model that waits for more."""
         model = self._store.models.get(placement.model.fingerprint)
-        if model is None or not placement.need.n_ctx or not placement.have_bytes:
+        memory = self._memories.get(placement.model.fingerprint)
+        if model is None or memory is None or not placement.have_bytes:
             return ""
         *stages, here = placement.have_bytes
-        return _advice(what_fits(self._measure(model), stages, here, model.n_nextn))
+        return _advice(what_fits(memory, stages, here, model.n_nextn))
 
     @property
     def ready(self) -> bool:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.memories import MB, layer, memories, memory_of, models
 
-from meshllm.engine.fit import as_split, best_fit, fit_layers, need, what_fits
+from meshllm.engine.fit import as_split, best_fit, context_of, fit_layers, need, what_fits
 from meshllm.engine.layers import assign_layers
 from meshllm.engine.memory import ModelMemory
 
@@ -62,3 +62,17 @@ def test_a_window_and_a_state_do_not_grow() -> None:
     assert at[0] == [512_000, 2_048_000, 2_048_000, 2_048_000]
     assert at[1] == [7 * MB] * 4
     assert at[2] == [512_000, 2_048_000, 8_192_000, 100_000_000]
+
+
+def test_the_context_of_shares_that_the_user_has_chosen() -> None:
+    memory = memory_of(*[layer(10 * MB, 1000)] * 30)
+    sizes = [300 * MB, 400 * MB]
+    n_ctx = context_of(memory, [10, 20], sizes, 4096)
+    assert 4096 < n_ctx < memory.n_ctx_train
+    assert memory.stage_bytes(0, 10, n_ctx) <= sizes[0] and memory.host_bytes(20, n_ctx) <= sizes[1]
+    more = n_ctx + 256
+    assert memory.stage_bytes(0, 10, more) > sizes[0] or memory.host_bytes(20, more) > sizes[1]
+    assert context_of(memory, [10, 20], [9000 * MB] * 2, 4096) == memory.n_ctx_train
+    assert context_of(memory, [10, 20], [90 * MB, 9000 * MB], 4096) == 0  # llama-server will say what is missing
+    chosen = memory_of(*[layer(10 * MB, 1000)] * 30, n_ctx=8192)
+    assert context_of(chosen, [10, 20], sizes, 4096) == 0
