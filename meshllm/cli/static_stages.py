@@ -17,7 +17,7 @@ from meshllm.cli.http import access_of, bind, serving, until_signal, url_of
 from meshllm.cli.options import ServeConfig
 from meshllm.cli.output import Output, open_engine_log
 from meshllm.engine import Engine, LaunchSpec, StageAddress, StageServer, find_binaries, make_launch_spec
-from meshllm.engine.fit import context_of
+from meshllm.engine.fit import advice, context_of
 from meshllm.engine.launch import plan_arguments
 from meshllm.engine.memory import measure
 from meshllm.errors import EngineError
@@ -91,7 +91,10 @@ async def serve_static_stages(config: ServeConfig) -> None:
 
 
 def _with_context(spec: LaunchSpec, servers: Sequence[StageServer], config: ServeConfig) -> LaunchSpec:
-    """With the longest context for which the stages have memory; llama-server's own choice if llama.cpp cannot say."""
+    """With the longest context for which the stages have memory; llama-server's own choice if llama.cpp cannot say.
+
+    Raises EngineError when that is too short.
+    """
     try:
         arguments = plan_arguments(spec.model, config.llama_args)
         memory = measure(spec.binaries.measure, arguments, spec.model.fingerprint().hex())
@@ -99,7 +102,14 @@ def _with_context(spec: LaunchSpec, servers: Sequence[StageServer], config: Serv
         return spec
     free = [int(_SPARE * device.memory_free) for server in servers for device in server.info.devices]
     layers = [*(stage.n_layers for stage in spec.stages), spec.host_layers]
-    return replace(spec, n_ctx=context_of(memory, layers, [*free, _UNLIMITED], config.min_ctx))
+    lent = [*free, _UNLIMITED]
+    n_ctx, least = context_of(memory, layers, lent, config.min_ctx), memory.least_ctx(config.min_ctx)
+    if not n_ctx and not memory.n_ctx:
+        most = context_of(memory, layers, lent, 0)
+        raise EngineError(
+            f"{spec.model.name} does not fit with {least:,} tokens of context on its stages{advice(most)}"
+        )
+    return replace(spec, n_ctx=n_ctx)
 
 
 async def _run(engine: Engine, listener: socket.socket, access: Access, output: Output) -> None:

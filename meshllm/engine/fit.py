@@ -45,6 +45,11 @@ def what_fits(memory: ModelMemory, stages_bytes: Sequence[int], host_bytes: int,
     return _longest(0, memory.n_ctx_train, lambda n_ctx: need(memory, n_ctx, host_min).fits(stages_bytes, host_bytes))
 
 
+def advice(n_ctx: int) -> str:
+    """For a line about a model that does not fit."""
+    return f"; {n_ctx:,} would fit: --ctx {n_ctx}" if n_ctx else "; no context fits"
+
+
 def context_of(memory: ModelMemory, layers: Sequence[int], devices_bytes: Sequence[int], min_ctx: int) -> int:
     """The longest context with these layers of each stage and, last, of the host; 0 if not even the least fits, or if
     the user has chosen one.

@@ -21,7 +21,7 @@ from meshllm.engine import (
     find_binaries,
     make_launch_spec,
 )
-from meshllm.engine.fit import MIN_CTX, Fit, as_split, best_fit, context_of, need, what_fits
+from meshllm.engine.fit import MIN_CTX, Fit, advice, as_split, best_fit, context_of, need, what_fits
 from meshllm.engine.launch import StageAddress, plan_arguments, splits_tensors, takes_projector
 from meshllm.engine.memory import ModelMemory, measure
 from meshllm.errors import EngineError, MeshLlmError, NotOnDiskError
@@ -267,8 +267,8 @@ class Worker:
         fit = best_fit(memory, stages, here, self._config.min_ctx, model.n_nextn)
         if fit is None:
             wanted = memory.least_ctx(self._config.min_ctx)
-            advice = _advice(what_fits(memory, stages, here, model.n_nextn))
-            raise EngineError(f"{model.name} does not fit with {wanted:,} tokens of context{advice}")
+            most = what_fits(memory, stages, here, model.n_nextn)
+            raise EngineError(f"{model.name} does not fit with {wanted:,} tokens of context{advice(most)}")
         if spec.stages or fit.n_ctx < memory.n_ctx_train:
             sizes = [f"{in_gb(n)} on {stage.name}" for n, stage in zip(fit.sizes_bytes, spec.stages, strict=False)]
             sizes.append(f"{in_gb(fit.sizes_bytes[-1])} here")
@@ -297,7 +297,7 @@ class Worker:
         if model is None or memory is None or not placement.have_bytes:
             return ""
         *stages, here = placement.have_bytes
-        return _advice(what_fits(memory, stages, here, model.n_nextn))
+        return advice(what_fits(memory, stages, here, model.n_nextn))
 
     @property
     def ready(self) -> bool:
@@ -307,7 +307,3 @@ class Worker:
 def _ram(device: rpc.DeviceInfo) -> list[int]:
     """ggml takes all RAM for free."""
     return [available_ram()] if device.type == "CPU" else []
-
-
-def _advice(n_ctx: int) -> str:
-    return f"; {n_ctx:,} would fit: --ctx {n_ctx}" if n_ctx else "; no context fits"
