@@ -230,3 +230,18 @@ def test_second_family(hosts: Any, servers: dict[str, str], other_model: Path) -
             server.ready()
             texts.append(api_of(hosts).complete("The history of Rome begins", 60)["content"])
     assert texts[0] == texts[1]
+
+
+def test_a_stage_that_lends_little_gets_a_shorter_context(hosts: Any, model: Path) -> None:
+    """150 MB hold the layers and their compute buffers, but not the 189 MB of KV cache of 8,192 tokens."""
+    listen = f"{hosts.ip('h3')}:50062"
+    args = ("--allow-remote", "--max-vram", "0.15")
+    with DeviceServer(listen, *args, prefix=netlab.prefix(hosts, "h3")) as lends:
+        lends.ready()
+        with serve(hosts, model, "--stage", listen, engine_args=()) as server:
+            line = server.wait_output("would fit: --ctx ")
+            assert server.wait(10) == 2 and "does not fit with 4,096 tokens of context on its stages" in line
+        would = line.split("--ctx ")[1].split()[0]
+        with serve(hosts, model, "--stage", listen, "--min-ctx", "256", engine_args=()) as server:
+            server.ready()
+            assert api_of(hosts).request("/props")["default_generation_settings"]["n_ctx"] == int(would)
