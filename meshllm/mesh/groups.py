@@ -148,8 +148,8 @@ def _split(
     }
     at_host = workers[host].memory_bytes
     missing = need.alone_bytes - at_host
-    have = (*(workers[i].memory_bytes for i in candidates), at_host)
     limit = min(model.n_layers, MAX_STAGES)  # every stage takes at least one layer
+    have = (*sorted((workers[i].memory_bytes for i in candidates), reverse=True)[:limit], at_host)
     memory = {i: workers[i].memory_bytes - need.stage_bytes for i in candidates}
     if force:
         stages: list[str] | None = sorted(candidates, key=lambda i: (candidates[i], i))[:limit]

@@ -83,6 +83,7 @@ def test_memory_limit_is_said_in_one_line(model: Path) -> None:
     with DeviceServer("127.0.0.1:0", "--max-vram", "0.02", "--model", str(model)) as small:
         small.ready()
         command = [MESH_LLM, "--model", str(model), "--stage", small.address, "--port", str(free_port())]
+        command += ["--ctx", "4096"]  # by itself it would look for a context that fits
         result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     last = result.stderr.splitlines()[-1]
     assert result.returncode == 2 and "is out of memory:" in last and "MiB more are needed" in last

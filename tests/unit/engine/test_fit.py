@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.memories import MB, layer, memories, memory_of, models
 
@@ -11,11 +11,13 @@ from meshllm.engine.layers import assign_layers
 from meshllm.engine.memory import ModelMemory
 
 
+@settings(deadline=None)
 @given(models, st.lists(memories, min_size=1, max_size=5), memories, st.integers(0, 3))
 def test_no_device_gets_more_than_it_has(memory: ModelMemory, stages: list[int], host: int, host_min: int) -> None:
     fit = best_fit(memory, stages, host, 4096, host_min)
     if fit is None:
-        assert what_fits(memory, stages, host, host_min) < (memory.n_ctx or 4096)
+        if len(stages) <= len(memory.layers) - host_min:  # as the mesh sees to
+            assert what_fits(memory, stages, host, host_min) < (memory.n_ctx or 4096)
         return
     assert sum(fit.layers) == len(memory.layers)
     assert all(fit.layers[:-1]) and fit.layers[-1] >= host_min
@@ -30,6 +32,7 @@ def test_no_device_gets_more_than_it_has(memory: ModelMemory, stages: list[int],
     assert assign_layers(len(memory.layers), split[:-1], split[-1], host_min) == list(fit.layers)
 
 
+@settings(deadline=None)
 @given(models, st.lists(memories, min_size=0, max_size=5), memories, st.integers(0, 3))
 def test_where_the_mesh_says_that_a_model_fits_it_does(
     memory: ModelMemory, stages: list[int], host: int, host_min: int

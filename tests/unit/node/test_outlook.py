@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.memories import MB, layer, memory_of, models
 
@@ -42,6 +42,7 @@ def test_what_would_fit_is_told() -> None:
     assert outlook(INFO, MEMORY, 0, machines(190 * MB, 290 * MB, rtt_ms=None), 4096).fit is None  # unknown
 
 
+@settings(deadline=None)
 @given(models, st.lists(st.integers(50 * MB, 9000 * MB), min_size=1, max_size=16), st.integers(0, 3))
 def test_whatever_the_mesh_serves_fits(memory: ModelMemory, sizes: list[int], host_min: int) -> None:
     n_layers = len(memory.layers)
